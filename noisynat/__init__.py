@@ -1,0 +1,32 @@
+"""noisynat: Bayesian deep learning by noisy natural gradient."""
+
+from noisynat.data import TensorBatches
+from noisynat.elbo import ELBO
+from noisynat.errors import CurvatureError, MissingExtraError, NonFiniteLossError
+from noisynat.likelihoods import GaussianLikelihood, Likelihood
+from noisynat.network import SampledFunction, VariationalNetwork
+from noisynat.optim import NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
+from noisynat.predictive import Predictive
+from noisynat.priors import GaussianPrior
+from noisynat.training import History, fit
+
+__all__ = [
+    "ELBO",
+    "CurvatureError",
+    "GaussianLikelihood",
+    "GaussianPrior",
+    "History",
+    "Likelihood",
+    "MissingExtraError",
+    "NoisyAdam",
+    "NoisyKFAC",
+    "NoisyNaturalGradient",
+    "NonFiniteLossError",
+    "Predictive",
+    "SampledFunction",
+    "TensorBatches",
+    "VariationalNetwork",
+    "cosine_schedule",
+    "fit",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,9 @@
+"""Structures of the curvature matrix; the structure is the posterior family."""
+
+from noisynat.curvature.base import Curvature
+from noisynat.curvature.dense import Dense
+from noisynat.curvature.diagonal import Diagonal
+from noisynat.curvature.eigen_corrected import EigenCorrected
+from noisynat.curvature.kronecker import Kronecker
+
+__all__ = ["Curvature", "Dense", "Diagonal", "EigenCorrected", "Kronecker"]

@@ -1,0 +1,44 @@
+"""Dense curvature: the full-covariance Gaussian, of one layer or of a whole network."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from noisynat import linalg
+from noisynat.curvature import sharing
+from noisynat.curvature.base import Curvature
+from noisynat.curvature.inverse import DampedInverse, DenseInverse
+
+
+class Dense(Curvature):
+    """C = E[vec(g a^T) vec(g a^T)^T], D x D with D = out * in; memory and time grow as D^2 and D^3.
+
+    A network's joint posterior is a ``Dense`` of shape (1, D) that is given whole-network gradients by
+    :meth:`accumulate_gradients`. The damping may differ from weight to weight: (*batch, out, in).
+    """
+
+    statistic_names: ClassVar = ("C",)
+
+    def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        size = self.shape[0] * self.shape[1]
+        return {"C": precision * torch.eye(size, dtype=dtype, device=device).repeat(*self.batch_shape, 1, 1)}
+
+    def accumulate(self, a: Tensor, g: Tensor) -> None:
+        self.accumulate_gradients(sharing.example_gradients(a, g).flatten(-2))
+
+    def accumulate_gradients(self, gradients: Tensor) -> None:
+        """Take in flattened gradients of single examples, (K, *batch, B, D)."""
+        rows = gradients.movedim(0, -3).flatten(-3, -2)
+        self.averages["C"].accumulate(rows, rows, float(gradients.shape[-2]))
+
+    def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
+        diagonal = damping.expand(*self.batch_shape, *self.shape).flatten(-2)
+        damped = prepared["C"] + torch.diag_embed(diagonal.to(prepared["C"].dtype))
+        factor, failed = linalg.cholesky(damped)
+        return DenseInverse(factor, self.shape), failed
+
+    def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
+        return snapshot["C"]

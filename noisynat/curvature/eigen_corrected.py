@@ -1,0 +1,72 @@
+"""Eigenvalue-corrected Kronecker curvature (EK-FAC): diagonal in the eigenbasis of the Kronecker factors.
+
+George et al. (2018) for the correction, Bae et al. (2018) for the posterior.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from noisynat.curvature import sharing
+from noisynat.curvature.base import Curvature
+from noisynat.curvature.inverse import DampedInverse, kronecker_product
+from noisynat.curvature.kronecker import accumulate_factors, eigenbasis, initial_factors, invert_in_eigenbasis
+
+
+class EigenCorrected(Curvature):
+    """C = Q diag(d) Q^T with Q = Q_S (x) Q_A and d = E[(Q_S^T g)^2 ((Q_A^T a)^2)^T] (out, in).
+
+    Between refreshes d is averaged in the current basis. When the basis moves, d moves with it: the new d is
+    the diagonal, in the new basis, of the matrix that the old d and basis stood for.
+    """
+
+    statistic_names: ClassVar = ("A", "S", "d")
+
+    def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        factors = initial_factors(self.shape, self.batch_shape, precision, dtype, device)
+        d = torch.full((*self.batch_shape, *self.shape), precision, dtype=dtype, device=device)
+        return {**factors, "d": d}
+
+    def accumulate(self, a: Tensor, g: Tensor) -> None:
+        accumulate_factors(self.averages, a, g)
+        q_a, q_s = self.prepared["A.vectors"], self.prepared["S.vectors"]
+        a, g = a @ q_a.unsqueeze(-3), g @ q_s.unsqueeze(-3)
+        if sharing.has_locations(a):
+            squares = sharing.example_gradients(a, g).square().sum((0, -3))
+            identity = torch.eye(self.shape[0], dtype=squares.dtype, device=squares.device)
+            self.averages["d"].accumulate(identity, squares, float(a.shape[-3]))
+        else:
+            rows, count = sharing.activation_rows(a.square())
+            self.averages["d"].accumulate(g.square().sum(0).squeeze(-2), rows, count)
+
+    def refresh(self, damping: Tensor | float) -> None:
+        old = self.prepared
+        super().refresh(damping)
+        # The running average continues in the new basis (where a refresh failed the basis is the old one).
+        average = self.averages["d"]
+        average.value = _transport(average.value, old, self.prepared)
+        self.snapshot = {**self.snapshot, "d": self.prepared["d"]}
+
+    def _prepare(self, snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        basis, failed = eigenbasis(snapshot)
+        if hasattr(self, "prepared") and snapshot is not self.snapshot:
+            return {**basis, "d": _transport(snapshot["d"], self.prepared, basis)}, failed
+        return {**basis, "d": snapshot["d"]}, failed  # d of a stored snapshot is in that snapshot's own basis
+
+    def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
+        return invert_in_eigenbasis(prepared, prepared["d"], damping)
+
+    def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
+        basis, _ = eigenbasis(snapshot)
+        q = kronecker_product(basis["S.vectors"], basis["A.vectors"])
+        return q @ torch.diag_embed(snapshot["d"].flatten(-2)) @ q.mT
+
+
+def _transport(d: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
+    """Diagonal in the new basis of the matrix that is diag(d) in the old one, (*batch, out, in)."""
+    rotate_s = (new["S.vectors"].mT @ old["S.vectors"]).square()
+    rotate_a = (new["A.vectors"].mT @ old["A.vectors"]).square()
+    return rotate_s @ d @ rotate_a.mT

@@ -1,0 +1,146 @@
+"""Damped inverses (C + gamma I)^-1 in the two forms that all structures come to.
+
+A weight matrix has shape (out, in) here, its last input being the constant one of the bias, and vec() is
+row-major, so that vec(S V A) = (S kron A^T) vec(V).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from noisynat import linalg
+
+
+class DampedInverse(Protocol):
+    """What a posterior asks of (C + gamma I)^-1; matrices are (*sample, *batch, out, in)."""
+
+    supports_output_noise: bool
+
+    def solve(self, matrix: Tensor) -> Tensor:
+        """(C + gamma I)^-1 vec(V), as a matrix."""
+
+    def sqrt_solve(self, noise: Tensor) -> Tensor:
+        """L vec(E) with L L^T = (C + gamma I)^-1, as a matrix."""
+
+    def logdet(self) -> Tensor:
+        """log |C + gamma I| (*batch,)."""
+
+    def trace_inverse(self) -> Tensor:
+        """tr (C + gamma I)^-1 (*batch,)."""
+
+    def inverse_diagonal(self) -> Tensor:
+        """Diagonal of (C + gamma I)^-1 (*batch, out, in)."""
+
+
+@dataclass(frozen=True)
+class KroneckerBasisInverse:
+    """A matrix that is diagonal in a Kronecker basis: (L kron R) diag(root^2) (L kron R)^T.
+
+    Everything that noise needs follows from two small bases and one elementwise root: the fully factorized,
+    the matrix-variate and the eigenvalue-corrected Gaussian differ in nothing else.
+
+    Args:
+        root: (*batch, out, in), positive.
+        left: L (*batch, out, out), or None for the identity.
+        right: R (*batch, in, in), or None for the identity.
+        basis_logdet: log |L kron R| (*batch,); zero (None) for orthogonal bases.
+    """
+
+    root: Tensor
+    left: Tensor | None = None
+    right: Tensor | None = None
+    basis_logdet: Tensor | None = None
+    supports_output_noise: bool = field(default=True, init=False)
+
+    def solve(self, matrix: Tensor) -> Tensor:
+        inner = matrix
+        if self.left is not None:
+            inner = self.left.mT @ inner
+        if self.right is not None:
+            inner = inner @ self.right
+        return self.from_basis(self.root.square() * inner)
+
+    def sqrt_solve(self, noise: Tensor) -> Tensor:
+        return self.from_basis(self.root * noise)
+
+    def logdet(self) -> Tensor:
+        logdet = -2 * self.root.log().sum((-2, -1))
+        return logdet if self.basis_logdet is None else logdet - 2 * self.basis_logdet
+
+    def trace_inverse(self) -> Tensor:
+        if self.basis_logdet is None:
+            return self.root.square().sum((-2, -1))
+        return self.inverse_diagonal().sum((-2, -1))
+
+    def inverse_diagonal(self) -> Tensor:
+        variance = self.root.square()
+        if self.left is not None:
+            variance = self.left.square() @ variance
+        return variance if self.right is None else variance @ self.right.square().mT
+
+    def from_basis(self, matrix: Tensor) -> Tensor:
+        """``L matrix R^T``."""
+        if self.left is not None:
+            matrix = self.left @ matrix
+        return matrix if self.right is None else matrix @ self.right.mT
+
+    def rotate_inputs(self, a: Tensor) -> Tensor:
+        """``R^T a`` for rows a (*batch, rows, in)."""
+        return a if self.right is None else a @ self.right
+
+    def rotate_outputs(self, s: Tensor) -> Tensor:
+        """``L s`` for rows s (*batch, rows, out)."""
+        return s if self.left is None else s @ self.left.mT
+
+
+@dataclass(frozen=True)
+class DenseInverse:
+    """A full inverse, by the lower Cholesky factor of vec's matrix.
+
+    Args:
+        factor: lower triangular (*batch, D, D) with D = out * in.
+        shape: (out, in).
+    """
+
+    factor: Tensor
+    shape: tuple[int, int]
+    supports_output_noise: bool = field(default=False, init=False)
+
+    def solve(self, matrix: Tensor) -> Tensor:
+        return self._from_columns(linalg.cholesky_solve(self._columns(matrix), self.factor), matrix)
+
+    def sqrt_solve(self, noise: Tensor) -> Tensor:
+        return self._from_columns(linalg.solve_transposed(self.factor, self._columns(noise)), noise)
+
+    def logdet(self) -> Tensor:
+        return linalg.log_determinant(self.factor)
+
+    def trace_inverse(self) -> Tensor:
+        return self.inverse_diagonal().sum((-2, -1))
+
+    def inverse_diagonal(self) -> Tensor:
+        diagonal = linalg.inverse_of_triangular(self.factor).square().sum(-2)
+        return diagonal.unflatten(-1, self.shape)
+
+    def _columns(self, matrix: Tensor) -> Tensor:
+        """Columns (*batch, D, samples) of matrices (*sample, *batch, out, in)."""
+        batch = self.factor.shape[:-2]
+        flat = matrix.to(self.factor.dtype).flatten(-2)
+        flat = flat.expand(*flat.shape[: max(flat.dim() - 1 - len(batch), 0)], *batch, flat.shape[-1])
+        return flat.reshape(-1, *batch, flat.shape[-1]).movedim(0, -1)
+
+    def _from_columns(self, columns: Tensor, like: Tensor) -> Tensor:
+        batch = self.factor.shape[:-2]
+        sample = like.shape[: max(like.dim() - 2 - len(batch), 0)]
+        flat = columns.movedim(-1, 0).reshape(*sample, *batch, columns.shape[-2])
+        return flat.unflatten(-1, self.shape).to(like.dtype)
+
+
+def kronecker_product(left: Tensor, right: Tensor) -> Tensor:
+    """Batched Kronecker product (*batch, m p, n q) of (*batch, m, n) and (*batch, p, q)."""
+    product = torch.einsum("...ij,...kl->...ikjl", left, right)
+    return product.flatten(-4, -3).flatten(-2, -1)

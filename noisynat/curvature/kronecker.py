@@ -1,0 +1,123 @@
+"""Kronecker-factored curvature C = S (x) A: the matrix-variate Gaussian of noisy K-FAC.
+
+Factors: Martens and Grosse (2015); posterior: Zhang et al. (2018), section 3.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from noisynat import linalg
+from noisynat.curvature import sharing
+from noisynat.curvature.base import Curvature
+from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, kronecker_product
+from noisynat.curvature.statistics import MovingAverage
+
+DampingForm = Literal["exact", "factored"]
+
+
+class Kronecker(Curvature):
+    """C = S (x) A with A = E[a a^T] (in, in) and S = E[g g^T] (out, out).
+
+    Args:
+        damping_form: ``"exact"`` inverts S (x) A + gamma I in the eigenbasis of the factors;
+            ``"factored"`` inverts (S + sqrt(gamma)/pi I) (x) (A + pi sqrt(gamma) I), a true matrix normal
+            with pi^2 = (tr A / dim A) / (tr S / dim S), by Cholesky (Martens and Grosse 2015, section 6.3).
+            Factored damping exceeds gamma I, and so narrows the posterior.
+    """
+
+    statistic_names: ClassVar = ("A", "S")
+
+    def __init__(self, *args: Any, damping_form: DampingForm = "exact", **kwargs: Any) -> None:
+        if damping_form not in ("exact", "factored"):
+            raise ValueError(f"damping_form is 'exact' or 'factored', got {damping_form!r}")
+        self.damping_form = damping_form
+        super().__init__(*args, **kwargs)
+
+    def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        return initial_factors(self.shape, self.batch_shape, precision, dtype, device)
+
+    def accumulate(self, a: Tensor, g: Tensor) -> None:
+        accumulate_factors(self.averages, a, g)
+
+    def _prepare(self, snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        if self.damping_form == "factored":
+            return snapshot, self._nothing_failed()
+        return eigenbasis(snapshot)
+
+    def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
+        if self.damping_form == "factored":
+            return self._invert_factored(prepared, damping)
+        eigenvalues = prepared["S.values"].unsqueeze(-1) * prepared["A.values"].unsqueeze(-2)
+        return invert_in_eigenbasis(prepared, eigenvalues, damping)
+
+    def _invert_factored(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
+        factors, failures, log_basis = {}, self._nothing_failed(), torch.zeros(())
+        for key, (damped, copies) in factored_damping(prepared["S"], prepared["A"], damping).items():
+            cholesky, failed = linalg.cholesky(damped)
+            factors[key] = linalg.inverse_of_triangular(cholesky).mT
+            failures = failures | failed
+            log_basis = log_basis.to(cholesky) - copies * linalg.log_determinant(cholesky) / 2
+        root = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
+        return KroneckerBasisInverse(root, factors["S"], factors["A"], log_basis), failures
+
+    def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
+        return kronecker_product(snapshot["S"], snapshot["A"])
+
+    def to_dense(self) -> Tensor:
+        if self.damping_form == "exact":
+            return super().to_dense()
+        damped = factored_damping(self.snapshot["S"], self.snapshot["A"], self._damping)
+        return kronecker_product(damped["S"][0], damped["A"][0])
+
+
+def initial_factors(
+    shape: tuple[int, int], batch_shape: torch.Size, precision: float, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """A (*batch, in, in) and S (*batch, out, out) with S (x) A equal to ``precision`` times the identity."""
+    sizes = {"A": shape[1], "S": shape[0]}
+    return {
+        key: precision**0.5 * torch.eye(size, dtype=dtype, device=device).repeat(*batch_shape, 1, 1)
+        for key, size in sizes.items()
+    }
+
+
+def accumulate_factors(averages: dict[str, MovingAverage], a: Tensor, g: Tensor) -> None:
+    """Give a batch's activations and gradients to the averages of A and S."""
+    rows, count = sharing.activation_rows(a)
+    averages["A"].accumulate(rows, rows, count)
+    rows, count = sharing.gradient_rows(g)
+    averages["S"].accumulate(rows, rows, count)
+
+
+def factored_damping(s: Tensor, a: Tensor, damping: Tensor) -> dict[str, tuple[Tensor, int]]:
+    """S + sqrt(gamma)/pi I and A + pi sqrt(gamma) I, each with the dimension of the other factor."""
+    outputs, inputs = s.shape[-1], a.shape[-1]
+    tiny = torch.finfo(a.dtype).tiny
+    trace_a = a.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=tiny)[..., None, None]
+    trace_s = s.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=tiny)[..., None, None]
+    root, pi = damping.sqrt(), (trace_a / trace_s).sqrt()
+    eye_s = torch.eye(outputs, dtype=s.dtype, device=s.device)
+    eye_a = torch.eye(inputs, dtype=a.dtype, device=a.device)
+    return {"S": (s + root / pi * eye_s, inputs), "A": (a + pi * root * eye_a, outputs)}
+
+
+def eigenbasis(snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Eigenvalues and eigenvectors of A and S, and the mask (*batch,) of failures."""
+    values_a, vectors_a, failed_a = linalg.eigh(snapshot["A"])
+    values_s, vectors_s, failed_s = linalg.eigh(snapshot["S"])
+    basis = {"A.values": values_a, "A.vectors": vectors_a, "S.values": values_s, "S.vectors": vectors_s}
+    return basis, failed_a | failed_s
+
+
+def invert_in_eigenbasis(
+    basis: dict[str, Tensor], eigenvalues: Tensor, damping: Tensor
+) -> tuple[DampedInverse, Tensor]:
+    """(Q diag(eigenvalues) Q^T + damping I)^-1 with Q = Q_S (x) Q_A, for eigenvalues (*batch, out, in)."""
+    root = (eigenvalues + damping).rsqrt()
+    failed = ~torch.isfinite(root).flatten(-2).all(-1)
+    root = torch.where(failed[..., None, None], 1, root)
+    return KroneckerBasisInverse(root, basis["S.vectors"], basis["A.vectors"]), failed

@@ -1,0 +1,59 @@
+"""The evidence lower bound and its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ELBO:
+    """ELBO(q) = E_q[sum_n log p(y_n | f(x_n, w))] - kl_weight KL(q(w) || p(w)) - KL(q(noise) || p(noise)).
+
+    All in nats over the whole training set; tensors are (*replicas,), float64.
+
+    Args:
+        expected_log_likelihood: by sampling weights, exact over the noise precision.
+        kl_by_layer: exact KL of each posterior's weights, by layer name (joint posteriors: names joined by "+").
+        noise_kl: exact KL of the likelihood's nuisance parameters.
+        kl_weight: lambda; where it is not 1 this is a cold posterior's objective, not a bound on the evidence.
+        num_data: N.
+        standard_error: Monte Carlo standard error of the expected log-likelihood (zero for one sample).
+    """
+
+    expected_log_likelihood: Tensor
+    kl_by_layer: dict[str, Tensor]
+    noise_kl: Tensor
+    kl_weight: float
+    num_data: int
+    standard_error: Tensor
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q || p) of all weights and of the noise precision, unweighted."""
+        return sum(self.kl_by_layer.values(), self.noise_kl)
+
+    @property
+    def total(self) -> Tensor:
+        """The ELBO."""
+        weights = sum(self.kl_by_layer.values(), self.noise_kl * 0)
+        return self.expected_log_likelihood - self.kl_weight * weights - self.noise_kl
+
+    @property
+    def per_datum(self) -> Tensor:
+        """total / num_data."""
+        return self.total / self.num_data
+
+    def __str__(self) -> str:
+        cold = "" if self.kl_weight == 1 else f" (cold posterior, kl_weight={self.kl_weight:g})"
+        return (
+            f"ELBO {_shown(self.total)} nats{cold}, {_shown(self.per_datum)} per datum; "
+            f"log-likelihood {_shown(self.expected_log_likelihood)}, KL {_shown(self.kl)}"
+        )
+
+
+def _shown(value: Tensor) -> str:
+    if value.dim() == 0:
+        return f"{value.item():.4g}"
+    return f"{value.mean().item():.4g} +- {value.std().item():.2g} over {value.numel()} replicas"

@@ -1,0 +1,99 @@
+"""A layer with a posterior over its weight: the mean, the noise of a forward pass, and what the pass records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from noisynat.posteriors.draws import Draw
+
+if TYPE_CHECKING:
+    from noisynat.posteriors.base import Posterior
+    from noisynat.random import RandomStream
+
+
+class Record(NamedTuple):
+    """What statistics need of one use of a layer in one forward pass."""
+
+    activations: Tensor  # (*replicas, B, T, columns), detached
+    outputs: Tensor  # (*replicas, B, T, out), in the graph
+
+
+class VariationalLayer(nn.Module):
+    """Base of the layers with a weight posterior N(mean, Sigma).
+
+    The parameter :attr:`mean` (*replicas, out, columns) holds the posterior mean, always; where there is a bias it is
+    the last of in + 1 columns, and its input is 1. In ``train()`` a forward pass samples; in ``eval()`` it uses the mean; inside
+    :func:`drawn_weights` it uses the weights given there.
+
+    Args:
+        in_features: inputs, the bias's constant not counted.
+        out_features: outputs.
+        bias: whether the last column is a bias.
+        replicas: leading dimensions of every tensor.
+    """
+
+    mean: nn.Parameter
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, replicas: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.has_bias = in_features, out_features, bias
+        self.columns = in_features + bias
+        self.batch_shape = torch.Size(replicas)
+        self.name = type(self).__name__
+        self.reused = False  # whether the network calls this layer in several places
+        self._posterior: tuple[Posterior, ...] = ()  # in a tuple, so as not to be registered: the network owns it
+        self._stream: RandomStream | None = None
+        self._drawn: Draw | None = None
+        self._records: list[Record] | None = None
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior that this layer's weight belongs to.
+
+        Raises:
+            RuntimeError: if no network has given the layer one.
+        """
+        if not self._posterior:
+            raise RuntimeError(f"layer {self.name!r} has no posterior; put it into a VariationalNetwork")
+        return self._posterior[0]
+
+    def attach(self, posterior: Posterior, stream: RandomStream) -> None:
+        """Give the layer its posterior and the stream of its training noise."""
+        self._posterior = (posterior,)
+        self._stream = stream
+
+    def _noise(self, a: Tensor) -> Tensor:
+        assert self._stream is not None
+        return self.posterior.output_noise(a, self.reused, self._stream)
+
+
+@contextmanager
+def drawn_weights(layers: Sequence[VariationalLayer], draws: Sequence[Draw]) -> Iterator[None]:
+    """Make ``layers`` use the weights ``draws``, one each, inside the block; parameters are not touched."""
+    before = [layer._drawn for layer in layers]
+    try:
+        for layer, draw in zip(layers, draws, strict=True):
+            layer._drawn = draw
+        yield
+    finally:
+        for layer, previous in zip(layers, before, strict=True):
+            layer._drawn = previous
+
+
+@contextmanager
+def recording(layers: Sequence[VariationalLayer]) -> Iterator[list[list[Record]]]:
+    """Record the forward passes inside the block: one list of records per layer."""
+    before = [layer._records for layer in layers]
+    records: list[list[Record]] = [[] for _ in layers]
+    try:
+        for layer, mine in zip(layers, records, strict=True):
+            layer._records = mine
+        yield records
+    finally:
+        for layer, previous in zip(layers, before, strict=True):
+            layer._records = previous

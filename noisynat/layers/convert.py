@@ -1,0 +1,118 @@
+"""Swap the layers of any ``nn.Module`` for variational ones, and say which parameter got a posterior."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from noisynat.layers.base import VariationalLayer
+from noisynat.layers.linear import VariationalLinear
+from noisynat.random import RandomStream
+
+POSTERIOR, POINT_ESTIMATE = "posterior", "point estimate"
+
+
+@dataclass(frozen=True)
+class CoverageRow:
+    """What became of one parameter: its name in the original network, shape per replica and fate."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    detail: str
+
+    @property
+    def count(self) -> int:
+        """Number of entries."""
+        result = 1
+        for size in self.shape:
+            result *= size
+        return result
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A row per parameter of the original network: posterior or point estimate."""
+
+    rows: tuple[CoverageRow, ...]
+
+    def __iter__(self) -> Iterator[CoverageRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the parameters' entries that have a posterior."""
+        total = sum(row.count for row in self.rows)
+        return sum(row.count for row in self.rows if row.kind == POSTERIOR) / total if total else 0.0
+
+    def __str__(self) -> str:
+        table = [("parameter", "shape", "entries", "kind", "detail")]
+        table += [(r.name, "x".join(map(str, r.shape)) or "scalar", str(r.count), r.kind, r.detail) for r in self.rows]
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([*lines, f"{self.fraction:.1%} of the entries have a posterior"])
+
+
+def convert(
+    net: nn.Module, replicas: Sequence[int], stream: RandomStream, *, same_start: bool = False
+) -> tuple[nn.Module, list[VariationalLayer]]:
+    """A copy of ``net`` whose ``nn.Linear`` layers are variational; ``net`` itself is not changed.
+
+    Layers that are frozen, subclasses of ``nn.Linear`` (whose owner may use their weight directly) or tied to another
+    module's parameters stay as they are.
+
+    Args:
+        net: any module, also a single ``nn.Linear``.
+        replicas: leading dimensions of the variational layers.
+        stream: of the initial weights of all replicas but the first.
+        same_start: start all replicas from ``net``'s weights.
+
+    Returns:
+        The converted network and its variational layers in the order of ``net.named_modules()``.
+    """
+    net = copy.deepcopy(net)
+    places = Counter(id(module) for _, module in net.named_modules(remove_duplicate=False))
+    owners = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
+    layers: dict[int, VariationalLayer] = {}
+    for name, module in net.named_modules():
+        if _supported(module) and all(owners[id(p)] == 1 for p in module.parameters()):
+            assert isinstance(module, nn.Linear)
+            layer = VariationalLinear.from_linear(module, replicas, stream, same=same_start)
+            layer.name, layer.reused = name or "linear", places[id(module)] > 1
+            layer.train(module.training)
+            layers[id(module)] = layer
+    if id(net) in layers:
+        return layers[id(net)], list(layers.values())
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            if id(child) in layers:
+                setattr(parent, name, layers[id(child)])
+    return net, list(layers.values())
+
+
+def _supported(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and all(p.requires_grad for p in module.parameters())
+
+
+def coverage(net: nn.Module, structure: str, replicas: Sequence[int]) -> Coverage:
+    """What became of every parameter of the original network, from the converted one."""
+    rows = []
+    for module_name, module in net.named_modules():
+        prefix = f"{module_name}." if module_name else ""
+        if isinstance(module, VariationalLayer):
+            rows.append(CoverageRow(f"{prefix}weight", (module.out_features, module.in_features), POSTERIOR, structure))
+            if module.has_bias:
+                rows.append(CoverageRow(f"{prefix}bias", (module.out_features,), POSTERIOR, structure))
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            detail = type(module).__name__ if parameter.requires_grad else f"{type(module).__name__}, frozen"
+            rows.append(CoverageRow(f"{prefix}{name}", tuple(parameter.shape), POINT_ESTIMATE, detail))
+    return Coverage(tuple(rows))

@@ -1,0 +1,95 @@
+"""The variational linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from noisynat.layers.base import Record, VariationalLayer
+from noisynat.posteriors.draws import Draw
+from noisynat.random import RandomStream
+
+
+class VariationalLinear(VariationalLayer):
+    """``nn.Linear`` with a Gaussian posterior over its weight and bias, jointly.
+
+    Inputs are (*replicas, B, *locations, in), outputs (*replicas, B, *locations, out). Locations (positions of a
+    sequence) share the weight: their noise is drawn jointly.
+
+    Args:
+        in_features: inputs.
+        out_features: outputs.
+        bias: whether there is a bias column.
+        replicas: leading dimensions of the parameters.
+        dtype: of the mean.
+        device: of the mean.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        replicas: Sequence[int] = (),
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, replicas)
+        shape = (*self.batch_shape, out_features, self.columns)
+        self.mean = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, replicas: Sequence[int], stream: RandomStream, *, same: bool = False
+    ) -> VariationalLinear:
+        """A layer that starts from ``linear``'s weights.
+
+        Args:
+            linear: gives sizes, dtype, device and weights.
+            replicas: leading dimensions. The first replica has ``linear``'s weights.
+            stream: of the other replicas' initial weights, uniform in +-1/sqrt(in) as ``nn.Linear``'s own.
+            same: start all replicas from ``linear``'s weights instead.
+        """
+        weight, bias = linear.weight.detach(), linear.bias
+        layer = cls(linear.in_features, linear.out_features, bias is not None, replicas, weight.dtype, weight.device)
+        given = weight if bias is None else torch.cat([weight, bias.detach().unsqueeze(-1)], dim=-1)
+        start = given.expand(layer.mean.shape).clone()
+        if replicas and not same:
+            bound = max(linear.in_features, 1) ** -0.5
+            start = bound * (2 * stream.uniform(start.shape, start) - 1)
+            start.view(-1, *given.shape)[0] = given
+        layer.mean.data.copy_(start)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*sample, *replicas, B, *locations, in) to (*sample, *replicas, B, *locations, out).
+
+        Sample dimensions are there only while weights of several draws are fixed by
+        :func:`~noisynat.layers.base.drawn_weights`.
+
+        Raises:
+            ValueError: if the last dimension of x is not ``in_features``.
+        """
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"layer {self.name!r} takes {self.in_features} inputs, got x of shape {tuple(x.shape)}")
+        weight, per_example = self._drawn or Draw(self.mean)
+        lead = weight.dim() - 2 - per_example  # sample and replica dimensions
+        a = x.reshape(*x.shape[: lead + 1], -1, self.in_features)
+        if self.has_bias:
+            a = functional.pad(a, (0, 1), value=1.0)
+        if per_example:
+            s = a @ weight.mT
+        else:
+            s = (a.flatten(-3, -2) @ weight.mT).unflatten(-2, a.shape[-3:-1])
+        if self._drawn is None and self.training and self._posterior:
+            s = s + self._noise(a)
+        if self._records is not None:
+            self._records.append(Record(a.detach(), s))
+        return s.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        replicas = f", replicas={tuple(self.batch_shape)}" if self.batch_shape else ""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.has_bias}{replicas}"

@@ -1,0 +1,6 @@
+"""Optimizers: one natural-gradient update rule for all posteriors, under the names of the field."""
+
+from noisynat.optim.natural_gradient import NoisyAdam, NoisyKFAC, NoisyNaturalGradient
+from noisynat.optim.schedule import cosine_schedule
+
+__all__ = ["NoisyAdam", "NoisyKFAC", "NoisyNaturalGradient", "cosine_schedule"]

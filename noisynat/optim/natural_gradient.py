@@ -1,0 +1,287 @@
+"""The one update rule: natural gradient on the ELBO, as a ``torch.optim.Optimizer``.
+
+With V the batch's log-likelihood gradient at sampled weights less gamma M (Zhang et al. 2018, algorithm 1 and 2),
+
+    m <- beta1 m + (1 - beta1) V,    m_hat = m / (1 - beta1^k)
+    M <- M + lr (C + (gamma + damping) I)^-1 m_hat
+    C <- beta2 C + (1 - beta2) C_batch
+
+and C's structure says which method it is. Parameters without a posterior are moved by Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from noisynat.curvature.fisher import FISHER_KINDS, FisherKind
+from noisynat.network import VariationalNetwork
+from noisynat.optim.trust_region import step_scale
+from noisynat.posteriors.natural import NaturalPosterior
+
+_ADAM_EPS = 1e-8
+
+
+class NoisyNaturalGradient(Optimizer):
+    """Natural gradient on the ELBO of a :class:`~noisynat.VariationalNetwork`, for any natural posterior.
+
+    The loop is PyTorch's: ``zero_grad``, ``bnn.loss(x, y).backward()``, ``step``. The KL's part is added here, and the
+    curvature takes its statistics from every loss that was back-propagated since the last step, so accumulating
+    gradients over micro-batches equals one large batch.
+
+    Args:
+        network: whose means are moved. Its point estimates form a second parameter group, moved by Adam.
+        lr: step size of the means.
+        betas: beta1 of the momentum, beta2 of the curvature's average.
+        damping: added to the curvature in the STEP only, never to the posterior.
+        fisher: ``"ggn"``, ``"mc"`` or ``"empirical"``; None chooses by the number of outputs.
+        kl_clip: bound of the trust region, per replica; None for none.
+        stats_every: steps between statistics.
+        refresh_every: steps between factorizations of the curvature.
+        point_lr: learning rate of the point estimates.
+        param_groups: instead of the default groups, dictionaries with ``params`` (means or point estimates of the
+            network) and any of ``lr``, ``betas``, ``damping``.
+
+    Raises:
+        TypeError: if ``network`` is no VariationalNetwork.
+        ValueError: if an argument is out of range or the posterior is not one this optimizer trains.
+    """
+
+    structures: ClassVar[tuple[str, ...]] = (
+        "diagonal", "matrix_normal", "kronecker", "eigen_corrected", "dense", "dense_per_layer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        network: VariationalNetwork,
+        lr: float = 0.02,
+        betas: tuple[float, float] = (0.9, 0.99),
+        damping: float = 1e-3,
+        fisher: FisherKind | None = None,
+        kl_clip: float | None = 1e-3,
+        stats_every: int = 1,
+        refresh_every: int = 5,
+        *,
+        point_lr: float = 1e-3,
+        param_groups: Iterable[dict[str, Any]] | None = None,
+    ) -> None:
+        self._check_network(network)
+        _check_options(lr, betas, damping, kl_clip, stats_every, refresh_every, point_lr)
+        if fisher not in (None, *FISHER_KINDS):
+            raise ValueError(f"fisher is one of {', '.join(FISHER_KINDS)} or None, got {fisher!r}")
+        if param_groups is None:
+            param_groups = [{"params": [layer.mean for layer in network.layers]}]
+            if network.point_estimates():
+                param_groups.append({"params": network.point_estimates(), "lr": point_lr})
+        self.network = network
+        self.fisher, self.kl_clip = fisher, kl_clip
+        self.stats_every, self.refresh_every = stats_every, refresh_every
+        super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})
+        self._check_groups()
+        self._request_statistics()
+
+    # --- the step ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of the means, the point estimates, the noise and the curvature.
+
+        Args:
+            closure: zeroes gradients, computes and back-propagates the loss, and returns it; called once.
+
+        Raises:
+            RuntimeError: if no loss of the network was back-propagated since the last step.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_ready()
+        steps = self._count_step()
+        self._update_curvature()
+        self._move_means(steps)
+        self._move_point_estimates(steps)
+        self.network.likelihood.natural_step()
+        if steps % self.refresh_every == 0:
+            for posterior in self._posteriors:
+                posterior.refresh()
+        self._request_statistics()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients, and statistics of losses that were back-propagated since the last step."""
+        super().zero_grad(set_to_none)
+        self.network.likelihood.forget()
+        for posterior in self._posteriors:
+            posterior.curvature.discard()
+
+    def _update_curvature(self) -> None:
+        if self.network.statistics_due:
+            for posterior in self._posteriors:
+                posterior.curvature.commit(self._group_of(posterior)["betas"][1])
+
+    def _move_means(self, steps: int) -> None:
+        directions = []
+        for posterior in self._posteriors:
+            group = self._group_of(posterior)
+            gradients = [-_gradient_of(layer.mean) for layer in posterior.layers]
+            momentum = posterior.pack(
+                [
+                    self._average(layer.mean, gradient, group["betas"][0])
+                    for layer, gradient in zip(
+                        posterior.layers,
+                        posterior.unpack(posterior.log_posterior_gradient(gradients)),
+                        strict=True,
+                    )
+                ]
+            ) / (1 - group["betas"][0] ** steps)
+            directions.append((group["lr"], posterior.precondition(momentum, group["damping"]), momentum))
+        scale: Tensor | float = 1.0 if self.kl_clip is None else step_scale(directions, self.kl_clip)
+        for posterior, (_, direction, _) in zip(self._posteriors, directions, strict=True):
+            for layer, move in zip(posterior.layers, posterior.unpack(direction * scale), strict=True):
+                layer.mean.add_(move, alpha=self._groups[id(layer.mean)]["lr"])
+
+    def _average(self, parameter: nn.Parameter, value: Tensor, decay: float) -> Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"].lerp_(value, 1 - decay)
+
+    def _move_point_estimates(self, steps: int) -> None:
+        """Adam (Kingma and Ba 2015)."""
+        for parameter in self._point_estimates:
+            group = self._groups[id(parameter)]
+            beta1, beta2 = group["betas"]
+            gradient = _gradient_of(parameter)
+            state = self.state[parameter]
+            if "square" not in state:
+                state["square"] = torch.zeros_like(parameter)
+            momentum = self._average(parameter, gradient, beta1)
+            square = state["square"].lerp_(gradient.square(), 1 - beta2)
+            denominator = (square / (1 - beta2**steps)).sqrt() + _ADAM_EPS
+            parameter.addcdiv_(momentum, denominator, value=-group["lr"] / (1 - beta1**steps))
+
+    # --- bookkeeping ------------------------------------------------------------------------------------------------
+
+    @property
+    def _posteriors(self) -> list[NaturalPosterior]:
+        mine = self._groups
+        return [p for p in self.network.posteriors if all(id(layer.mean) in mine for layer in p.layers)]  # type: ignore[union-attr]
+
+    @property
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        return {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+
+    @property
+    def _point_estimates(self) -> list[nn.Parameter]:
+        return [p for p in self.network.point_estimates() if id(p) in self._groups]
+
+    def _group_of(self, posterior: NaturalPosterior) -> dict[str, Any]:
+        return self._groups[id(posterior.layers[0].mean)]
+
+    def _count_step(self) -> int:
+        for group in self.param_groups:
+            group["steps"] += 1
+        return int(self.param_groups[0]["steps"])
+
+    def _request_statistics(self) -> None:
+        """Tell the network whether the next step's losses feed the curvature."""
+        self.network.statistics_due = self.param_groups[0]["steps"] % self.stats_every == 0
+        self.network.fisher = self.fisher
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state that :meth:`state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._request_statistics()
+
+    def _check_ready(self) -> None:
+        if all(parameter.grad is None for parameter in self._groups_parameters()):
+            raise RuntimeError("step() found no gradients; call loss = network.loss(x, y) and loss.backward() first")
+        if self.network.statistics_due and not all(p.curvature.has_pending for p in self._posteriors):
+            raise RuntimeError(
+                "step() found no curvature statistics; back-propagate the result of network.loss(x, y), which records "
+                "them, rather than a loss of your own"
+            )
+
+    def _groups_parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @classmethod
+    def _check_network(cls, network: VariationalNetwork) -> None:
+        if not isinstance(network, VariationalNetwork):
+            raise TypeError(
+                f"{cls.__name__} takes a VariationalNetwork, got {type(network).__name__}; wrap your module first: "
+                "noisynat.VariationalNetwork(net, likelihood, num_data=N)"
+            )
+        if network.structure not in cls.structures:
+            raise ValueError(
+                f"{cls.__name__} trains posteriors {', '.join(map(repr, cls.structures))}; this one is "
+                f"{network.structure!r}: use {_right_optimizer(network.structure)}"
+            )
+
+    def _check_groups(self) -> None:
+        known = {id(layer.mean) for layer in self.network.layers} | {id(p) for p in self.network.point_estimates()}
+        if not all(id(p) in known for p in self._groups_parameters()):
+            raise ValueError("param_groups hold a parameter that is neither a mean nor a point estimate of the network")
+        for posterior in self.network.posteriors:
+            damping = {self._groups[id(la.mean)]["damping"] for la in posterior.layers if id(la.mean) in self._groups}
+            if len(damping) > 1:
+                raise ValueError(f"the layers of the joint posterior {posterior.name!r} need one damping, got {damping}")
+
+
+class NoisyAdam(NoisyNaturalGradient):
+    """Noisy Adam (Zhang et al. 2018, algorithm 1, with the natural-gradient preconditioner): ``posterior="diagonal"``.
+
+    Arguments and errors: see :class:`NoisyNaturalGradient`.
+    """
+
+    structures = ("diagonal",)
+
+
+class NoisyKFAC(NoisyNaturalGradient):
+    """Noisy K-FAC (Zhang et al. 2018, algorithm 2): ``posterior`` is a Kronecker form.
+
+    ``"matrix_normal"`` is the published factored damping, ``"kronecker"`` the exact one, ``"eigen_corrected"`` noisy
+    EK-FAC (Bae et al. 2018). Arguments and errors: see :class:`NoisyNaturalGradient`.
+    """
+
+    structures = ("matrix_normal", "kronecker", "eigen_corrected")
+
+
+def _right_optimizer(structure: str) -> str:
+    if structure == "mean_field":
+        return "any torch optimizer on network.negative_elbo(x, y), such as torch.optim.Adam(network.parameters())"
+    for optimizer in (NoisyAdam, NoisyKFAC):
+        if structure in optimizer.structures:
+            return optimizer.__name__
+    return NoisyNaturalGradient.__name__
+
+
+def _gradient_of(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _check_options(
+    lr: float,
+    betas: tuple[float, float],
+    damping: float,
+    kl_clip: float | None,
+    stats_every: int,
+    refresh_every: int,
+    point_lr: float,
+) -> None:
+    if not lr >= 0 or not point_lr >= 0:
+        raise ValueError(f"learning rates must be at least 0, got lr={lr} and point_lr={point_lr}")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
+    if not damping >= 0:
+        raise ValueError(f"damping must be at least 0, got {damping}")
+    if kl_clip is not None and not kl_clip > 0:
+        raise ValueError(f"kl_clip must be positive or None, got {kl_clip}")
+    for name, value in {"stats_every": stats_every, "refresh_every": refresh_every}.items():
+        if int(value) != value or value < 1:
+            raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value}")

@@ -1,0 +1,27 @@
+"""The trust region: no step may change the predictions by more than a given amount of KL.
+
+A step lr * d changes them by about (lr^2 / 2) d^T C d nats per example; with d = (C + damping I)^-1 m that is at most
+lr^2 <d, m> / 2, and m is the momentum that was preconditioned (Ba et al. 2017, section 5, "KL clipping").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def step_scale(pairs: Iterable[tuple[float, Tensor, Tensor]], kl_clip: float) -> Tensor:
+    """min(1, sqrt(kl_clip / sum lr^2 <d, m>)) over all blocks, one number per replica.
+
+    Args:
+        pairs: per block: learning rate, preconditioned direction d and momentum m, (*replicas, out, in).
+        kl_clip: the bound, positive.
+
+    Returns:
+        (*replicas, 1, 1).
+    """
+    change = sum((lr**2 * (d * m).sum((-2, -1)) for lr, d, m in pairs), torch.zeros(()))
+    tiny = torch.finfo(change.dtype).tiny
+    return (kl_clip / change.clamp(min=tiny)).sqrt().clamp(max=1)[..., None, None]

@@ -1,0 +1,189 @@
+"""What every posterior answers, whatever its family and however it is trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
+from noisynat.posteriors import noise
+from noisynat.posteriors.draws import Draw
+from noisynat.priors import GaussianPrior
+from noisynat.random import RandomStream
+
+if TYPE_CHECKING:
+    from noisynat.layers.base import VariationalLayer
+
+
+class Posterior(nn.Module, ABC):
+    """q(W) = N(M, Sigma) over the weights of one layer, or of several jointly. The layers hold the means M.
+
+    Args:
+        layers: the layers whose weights this is the posterior of, in the network's order.
+        prior: p(W).
+        num_data: N, the number of training examples.
+        kl_weight: lambda, the weight of the KL.
+        noise_mode: how a training forward pass is perturbed, see :mod:`noisynat.posteriors.noise`.
+        structure: name of the posterior family, for messages.
+    """
+
+    prior_variance: Tensor
+
+    def __init__(
+        self,
+        layers: Sequence[VariationalLayer],
+        prior: GaussianPrior,
+        *,
+        num_data: int,
+        kl_weight: float,
+        noise_mode: str,
+        structure: str,
+    ) -> None:
+        super().__init__()
+        self._layers = tuple(layers)  # a plain tuple: the network owns the layers
+        self.structure = structure
+        self.prior = prior
+        self.num_data = num_data
+        self._kl_weight = kl_weight
+        self.noise_mode = noise_mode
+        self.batch_shape = self._layers[0].batch_shape
+        variances = [prior.initial_variance(layer.in_features, self.batch_shape) for layer in self._layers]
+        self.register_buffer("prior_variance", torch.stack(variances).to(self._layers[0].mean.device))
+
+    # --- what a family supplies ----------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _root(self) -> DampedInverse:
+        """A root of Sigma up to :attr:`_scale`."""
+
+    @property
+    @abstractmethod
+    def _scale(self) -> float:
+        """Sigma = scale^2 times the square of the root."""
+
+    @abstractmethod
+    def _log_determinant(self) -> Tensor:
+        """log |Sigma| (*replicas,)."""
+
+    # --- the family's common face ------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> tuple[VariationalLayer, ...]:
+        """The layers whose weights this is the posterior of."""
+        return self._layers
+
+    @property
+    def name(self) -> str:
+        """Names of the layers, joined by a plus sign."""
+        return "+".join(layer.name for layer in self._layers)
+
+    @property
+    def kl_weight(self) -> float:
+        """lambda; 1 is Bayesian inference."""
+        return self._kl_weight
+
+    @kl_weight.setter
+    def kl_weight(self, value: float) -> None:
+        self._kl_weight = value
+
+    @property
+    def dim(self) -> int:
+        """D, the number of weights per replica."""
+        return sum(layer.out_features * layer.columns for layer in self._layers)
+
+    def variances(self) -> list[Tensor]:
+        """Marginal variances of the weights, per layer (*replicas, out, columns)."""
+        return self.unpack(self._scale**2 * self._root.inverse_diagonal())
+
+    def covariance(self) -> Tensor:
+        """Sigma (*replicas, D, D) in row-major order of the weights, layer after layer; for small networks."""
+        eye = torch.eye(self.dim, dtype=self._layers[0].mean.dtype, device=self._layers[0].mean.device)
+        shape = self._packed_shape
+        columns = eye.reshape(self.dim, *(1,) * len(self.batch_shape), *shape).expand(-1, *self.batch_shape, *shape)
+        return self._scale**2 * self._root.solve(columns).flatten(-2).movedim(0, -1)
+
+    def draw(self, sample: tuple[int, ...], stream: RandomStream) -> list[Tensor]:
+        """Draws of the weights, per layer (*sample, *replicas, out, columns); gradients reach the means."""
+        like = self._layers[0].mean.detach().new_empty(()).expand(*self.batch_shape, *self._packed_shape)
+        deviation = self._scale * noise.weight_noise(self._root, sample, like, stream)
+        return [layer.mean + part for layer, part in zip(self._layers, self.unpack(deviation), strict=True)]
+
+    def draw_for_training(self, examples: int, locations: int, stream: RandomStream) -> list[Draw] | None:
+        """The draws to fix before a training pass, one per layer, or None where layers add their noise themselves."""
+        mode = noise.choose_mode(
+            self.noise_mode,
+            supports_output_noise=self._root.supports_output_noise,
+            locations=locations,
+            reused=any(layer.reused for layer in self._layers),
+        )
+        if mode == "shared":
+            return [Draw(weight) for weight in self.draw((), stream)]
+        if mode == "per_example":
+            count = len(self.batch_shape)
+            return [Draw(weight.movedim(0, count), True) for weight in self.draw((examples,), stream)]
+        return None
+
+    def output_noise(self, a: Tensor, reused: bool, stream: RandomStream) -> Tensor:
+        """Deviations of a layer's outputs (*replicas, B, T, out) for inputs a (*replicas, B, T, columns)."""
+        root = self._root
+        if not isinstance(root, KroneckerBasisInverse):
+            raise RuntimeError(
+                f"the posterior of {self.name!r} needs its weights drawn before the pass; call the VariationalNetwork, "
+                "not one of its layers"
+            )
+        mode = noise.choose_mode(self.noise_mode, supports_output_noise=True, locations=a.shape[-2], reused=reused)
+        make = noise.local_noise if mode == "local" else noise.flipout_noise
+        return self._scale * make(root, a, stream)
+
+    def kl_divergence(self) -> Tensor:
+        """KL(q || p) summed over the layers' weights, (*replicas,), float64, nats.
+
+        1/2 [sum_l (tr Sigma_l + |M_l|^2) / eta_l - D + sum_l D_l log eta_l - log |Sigma|].
+        """
+        total = -self._log_determinant().double() - self.dim
+        for layer, variance, eta in zip(self._layers, self.variances(), self.prior_variance, strict=True):
+            count = variance.shape[-2] * variance.shape[-1]
+            moment = (variance.double() + layer.mean.double().square()).sum((-2, -1))
+            total = total + moment / eta + count * eta.log()
+        return total / 2
+
+    @torch.no_grad()
+    def fit_prior(self) -> None:
+        """Empirical Bayes: eta <- (tr Sigma + |M|^2) / D of every layer, the maximum of the ELBO; else nothing."""
+        if not self.prior.empirical_bayes:
+            return
+        moments = [
+            (variance.double() + layer.mean.double().square()).mean((-2, -1))
+            for layer, variance in zip(self._layers, self.variances(), strict=True)
+        ]
+        self.prior_variance = torch.stack(moments)
+
+    # --- packing: a joint posterior sees its layers as one weight of shape (1, D) -------------------------------
+
+    @property
+    def _packed_shape(self) -> tuple[int, int]:
+        if len(self._layers) == 1:
+            return self._layers[0].out_features, self._layers[0].columns
+        return 1, self.dim
+
+    def pack(self, weights: Sequence[Tensor]) -> Tensor:
+        """Matrices of the layers (*, out, columns) as one, (*, 1, D); that of a single layer as it is."""
+        if len(weights) == 1:
+            return weights[0]
+        return torch.cat([weight.flatten(-2) for weight in weights], dim=-1).unsqueeze(-2)
+
+    def unpack(self, packed: Tensor) -> list[Tensor]:
+        """The inverse of :meth:`pack`."""
+        if len(self._layers) == 1:
+            return [packed]
+        sizes = [layer.out_features * layer.columns for layer in self._layers]
+        parts = packed.squeeze(-2).split(sizes, dim=-1)
+        return [
+            part.unflatten(-1, (layer.out_features, layer.columns))
+            for part, layer in zip(parts, self._layers, strict=True)
+        ]

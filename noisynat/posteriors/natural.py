@@ -1,0 +1,156 @@
+"""Posteriors whose covariance is the curvature: Sigma = (lambda / N) (C + gamma I)^-1, gamma = lambda / (N eta).
+
+Zhang et al. (2018), equations 6 to 9. The optimizers move the mean and feed the curvature; this is what it means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from noisynat.curvature import Curvature, Dense
+from noisynat.curvature.inverse import DampedInverse
+from noisynat.curvature.sharing import example_gradients
+from noisynat.posteriors import noise
+from noisynat.posteriors.base import Posterior
+
+if TYPE_CHECKING:
+    from noisynat.layers.base import VariationalLayer
+
+CurvatureFactory = Callable[..., Curvature]
+
+
+class NaturalPosterior(Posterior):
+    """A Gaussian posterior over the weights of one layer, or, with a dense curvature, of several jointly.
+
+    Args:
+        layers: whose weights it describes.
+        prior: p(W).
+        curvature: makes the curvature from (rows, columns, replica dimensions) and keywords.
+        initial_precision: of the curvature, see :class:`~noisynat.curvature.Curvature`.
+        settings: as for :class:`~noisynat.posteriors.base.Posterior`.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[VariationalLayer],
+        prior: Any,
+        curvature: CurvatureFactory,
+        *,
+        initial_precision: float = 1.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(layers, prior, **settings)
+        mean = self.layers[0].mean
+        self.curvature = curvature(
+            *self._packed_shape,
+            self.batch_shape,
+            initial_precision=initial_precision,
+            dtype=torch.float64 if curvature is Dense else mean.dtype,
+            device=mean.device,
+            name=self.name,
+        )
+        noise.check_mode(self.noise_mode, self.structure, self._root.supports_output_noise)
+        self.curvature.redamp(self._damping())
+
+    @property
+    def _root(self) -> DampedInverse:
+        return self.curvature.inverse
+
+    @property
+    def _scale(self) -> float:
+        return math.sqrt(self.kl_weight / self.num_data)
+
+    def _log_determinant(self) -> Tensor:
+        return self.dim * math.log(self.kl_weight / self.num_data) - self.curvature.logdet()
+
+    def _damping(self) -> Tensor:
+        """gamma: (*replicas, 1, 1) for one layer, (*replicas, 1, D) for several."""
+        gamma = self.kl_weight / (self.num_data * self.prior_variance)  # (layers, *replicas)
+        if len(self.layers) == 1:
+            return gamma[0][..., None, None]
+        shapes = [(layer.out_features, layer.columns) for layer in self.layers]
+        return self.pack([g[..., None, None].expand(*g.shape, *s) for g, s in zip(gamma, shapes, strict=True)])
+
+    @property
+    def kl_weight(self) -> float:
+        """lambda; setting it re-damps the covariance at once, with the statistics of the last refresh."""
+        return self._kl_weight
+
+    @kl_weight.setter
+    def kl_weight(self, value: float) -> None:
+        self._kl_weight = value
+        self.curvature.redamp(self._damping())
+
+    # --- what the optimizer asks ------------------------------------------------------------------------------
+
+    def accumulate(self, activations: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Give a (micro-)batch to the curvature.
+
+        Args:
+            activations: per layer (*replicas, B, T, columns).
+            gradients: per layer (K, *replicas, B, T, out).
+        """
+        if len(self.layers) == 1:
+            self.curvature.accumulate(activations[0], gradients[0])
+            return
+        assert isinstance(self.curvature, Dense)
+        per_layer = [example_gradients(a, g) for a, g in zip(activations, gradients, strict=True)]
+        self.curvature.accumulate_gradients(self.pack(per_layer).squeeze(-2))
+
+    def refresh(self) -> None:
+        """Fit the prior where it is to be fitted, and rebuild Sigma from the current curvature."""
+        self.fit_prior()
+        self.curvature.refresh(self._damping())
+
+    def log_posterior_gradient(self, log_likelihood_gradients: Sequence[Tensor]) -> Tensor:
+        """V = (1/B) sum_b grad log p - gamma M, packed."""
+        means = self.pack([layer.mean for layer in self.layers])
+        return self.pack(log_likelihood_gradients) - self._damping().to(means.dtype) * means
+
+    def precondition(self, direction: Tensor, extra_damping: float) -> Tensor:
+        """(C + (gamma + extra_damping) I)^-1 times a packed direction."""
+        return self.curvature.solve(direction, extra_damping)
+
+    # --- state: the curvature's tensors are this module's ---------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NaturalPosterior:
+        super()._apply(fn, recurse)
+        self.curvature.load_tensors({key: fn(value) for key, value in self.curvature.state_tensors().items()})
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for key, value in self.curvature.state_tensors().items():
+            destination[f"{prefix}curvature.{key}"] = value
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        mine = self.curvature.state_tensors()
+        loaded = {}
+        for key, value in mine.items():
+            full = f"{prefix}curvature.{key}"
+            if full not in state_dict:
+                missing_keys.append(full)
+            elif key != "damping" and state_dict[full].shape != value.shape:
+                error_msgs.append(f"{full} has shape {tuple(state_dict[full].shape)}, expected {tuple(value.shape)}")
+            else:
+                loaded[key] = state_dict[full].to(value.device, value.dtype)
+        if len(loaded) == len(mine):
+            self.curvature.load_tensors(loaded)
+        rest = {key: value for key, value in state_dict.items() if not key.startswith(f"{prefix}curvature.")}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -1,0 +1,86 @@
+"""Where the library's random numbers come from.
+
+A network owns two streams, one for training noise and one for evaluation, so that looking at a prediction
+never changes a training run. Streams travel with the network's state, and the global generator is read
+once, to derive a seed, and never advanced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RandomStream:
+    """Standard normal numbers and random signs from one seeded generator, made on the device that asks.
+
+    Args:
+        seed: of the generator, 0 <= seed < 2**63.
+        generator: draw from this generator instead (its own device rules apply).
+    """
+
+    def __init__(self, seed: int, generator: torch.Generator | None = None) -> None:
+        self.seed = seed
+        self._generator = generator
+
+    @classmethod
+    def wrap(cls, generator: torch.Generator) -> RandomStream:
+        """A stream that draws from the caller's generator."""
+        return cls(generator.initial_seed(), generator)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The generator on ``device``, made from the seed when the stream is first used there."""
+        if self._generator is None or self._generator.device.type != device.type:
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        return self._generator
+
+    def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Independent N(0, 1) numbers of ``shape``, of ``like``'s dtype and device."""
+        generator = self.generator(like.device)
+        return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+
+    def signs(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Independent random signs, +1 or -1, of ``shape``, of ``like``'s dtype and device."""
+        generator = self.generator(like.device)
+        bits = torch.randint(0, 2, tuple(shape), generator=generator, device=like.device)
+        return (2 * bits - 1).to(like.dtype)
+
+    def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Independent numbers from [0, 1) of ``shape``, of ``like``'s dtype and device."""
+        generator = self.generator(like.device)
+        return torch.rand(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+
+    def state(self) -> dict[str, Any]:
+        """Seed and position, as a plain number and a tensor."""
+        position = None if self._generator is None else self._generator.get_state()
+        device = "cpu" if self._generator is None else self._generator.device.type
+        return {"seed": self.seed, "device": device, "position": position}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Return to a position that :meth:`state` gave."""
+        self.seed = int(state["seed"])
+        self._generator = None
+        if state["position"] is not None and (state["device"] != "cuda" or torch.cuda.is_available()):
+            self._generator = torch.Generator(state["device"])
+            self._generator.set_state(state["position"].cpu())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RandomStream:
+        copy = RandomStream(self.seed)
+        copy.load_state(self.state())
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.state()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.load_state(state)
+
+
+def derived_seed(purpose: str) -> int:
+    """A seed for ``purpose`` that follows ``torch.manual_seed`` without advancing the global generator."""
+    digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes() + purpose.encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
