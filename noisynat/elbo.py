@@ -53,6 +53,28 @@ class ELBO:
         )
 
 
+def expectation_of_pairs(first: Tensor, second: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of a quantity sampled in antithetic pairs, adjusted by regression on a control variate.
+
+    Args:
+        first: values (S, *replicas).
+        second: values at the mirrored draws.
+        control: of expectation zero, the same for both draws of a pair.
+
+    Returns:
+        Two tensors (*replicas,). The adjustment's bias is of order 1/S (Owen 2013, section 8.9).
+    """
+    pairs = (first + second) / 2
+    count = len(pairs)
+    if count < 3:
+        return pairs.mean(0), pairs.std(0, correction=0) / count**0.5
+    centred = control - control.mean(0)
+    variance = centred.square().sum(0)
+    slope = (centred * pairs).sum(0) / variance.clamp(min=1e-300)
+    adjusted = pairs - slope * control
+    return adjusted.mean(0), adjusted.std(0) / count**0.5
+
+
 def _shown(value: Tensor) -> str:
     if value.dim() == 0:
         return f"{value.item():.4g}"

@@ -47,19 +47,20 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
         every try failed; their factor is the identity.
     """
     with full_precision(matrix.device):
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        failed = (info != 0) | ~torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all(-1)
+        if not bool(failed.any()):
+            return factor, failed
         finite = _finite(matrix)
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         candidate = torch.where(finite[..., None, None], matrix, eye)
-        factor, info = torch.linalg.cholesky_ex(candidate)
-        failed = info != 0
-        for jittered in _climb(candidate, failed):
+        for jittered in _climb(candidate):
             retry, info = torch.linalg.cholesky_ex(jittered)
-            solved = failed & (info == 0)
+            solved = failed & finite & (info == 0)
             factor = torch.where(solved[..., None, None], retry.to(factor.dtype), factor)
-            failed = failed & (info != 0)
-            if not bool(failed.any()):
+            failed = failed & ~solved
+            if not bool((failed & finite).any()):
                 break
-        failed = failed | ~finite
         return torch.where(failed[..., None, None], eye, factor), failed
 
 
@@ -75,8 +76,11 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     with full_precision(matrix.device):
         finite = _finite(matrix)
-        eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        candidate = torch.where(finite[..., None, None], matrix, eye)
+        if bool(finite.all()):
+            candidate = matrix
+        else:
+            eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+            candidate = torch.where(finite[..., None, None], matrix, eye)
         try:
             values, vectors = torch.linalg.eigh(candidate)
             failed = ~finite
@@ -87,8 +91,11 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cholesky_solve(rhs: Tensor, factor: Tensor) -> Tensor:
-    """``(L L^T)^-1 rhs`` for rhs (*batch, n, k) and the lower factor L (*batch, n, n)."""
-    return torch.cholesky_solve(rhs, factor)
+    """``(L L^T)^-1 rhs`` for rhs (*batch, n, k) and the lower factor L (*batch, n, n).
+
+    By two triangular solves, which unlike ``torch.cholesky_solve`` do not copy the factor.
+    """
+    return solve_transposed(factor, torch.linalg.solve_triangular(factor, rhs, upper=False))
 
 
 def solve_transposed(factor: Tensor, rhs: Tensor) -> Tensor:
@@ -116,13 +123,12 @@ def condition_number(matrix: Tensor) -> Tensor:
 
 
 def _finite(matrix: Tensor) -> Tensor:
-    return torch.isfinite(matrix).flatten(-2).all(-1)
+    """Mask (*batch,): a sum is finite only if its terms are, and costs one pass."""
+    return torch.isfinite(matrix.sum((-2, -1)))
 
 
-def _climb(matrix: Tensor, failed: Tensor) -> Iterator[Tensor]:
+def _climb(matrix: Tensor) -> Iterator[Tensor]:
     """The next matrices to try: three growing jitters, then float64 with the largest of them."""
-    if not bool(failed.any()):
-        return
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     size = matrix.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp(min=torch.finfo(matrix.dtype).tiny)
     unit = size[..., None, None] * torch.finfo(matrix.dtype).eps * matrix.shape[-1]
@@ -146,8 +152,7 @@ def _eigh_one_by_one(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _first_success(
     factorize: Callable[[Tensor], tuple[Tensor, Tensor]], matrix: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    always = torch.ones((), dtype=torch.bool, device=matrix.device)
-    for candidate in (matrix, *_climb(matrix, always)):
+    for candidate in (matrix, *_climb(matrix)):
         try:
             return factorize(candidate)
         except torch.linalg.LinAlgError:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from noisynat.curvature import Curvature, Dense, Diagonal, EigenCorrected, Kronecker, fisher
-from noisynat.elbo import ELBO
+from noisynat.elbo import ELBO, expectation_of_pairs
 from noisynat.layers.base import Record, VariationalLayer, drawn_weights, recording
 from noisynat.layers.convert import POINT_ESTIMATE, Coverage, convert, coverage
 from noisynat.likelihoods.base import Likelihood
@@ -38,7 +38,7 @@ CURVATURES: dict[str, Callable[..., Curvature]] = {
     "dense_per_layer": Dense,
 }
 
-_SAMPLES_AT_ONCE = 64  # draws that one vectorized forward pass carries
+_WEIGHTS_AT_ONCE = 2**22  # entries of all draws that one vectorized forward pass carries
 
 
 class VariationalNetwork(nn.Module):
@@ -214,6 +214,8 @@ class VariationalNetwork(nn.Module):
         y = self._checked_targets(y)
         feed = torch.is_grad_enabled() and self.is_natural and self.statistics_due
         with ExitStack() as stack:
+            if torch.is_grad_enabled() and self.training:
+                stack.enter_context(self.training_stream.antithetic(x.device))
             records = stack.enter_context(recording(self.layers)) if feed else []
             f = self(x)
         y = self.likelihood.check_targets(f, self._targets_with_replicas(y, f))
@@ -266,7 +268,8 @@ class VariationalNetwork(nn.Module):
         Args:
             x: all training inputs, or an iterable of batches (x, y), such as a DataLoader.
             y: targets, unless x is an iterable.
-            num_samples: S, weight samples, shared by all examples.
+            num_samples: S, weight samples, shared by all examples: S/2 antithetic pairs, with a control variate that
+                makes the estimate exact where the log-likelihood is quadratic in the weights.
             batch_size: examples per forward pass.
             generator: of the random numbers; by default the network's own evaluation stream.
 
@@ -276,7 +279,9 @@ class VariationalNetwork(nn.Module):
         """
         batches = [(x, y)] if isinstance(x, Tensor) else x
         log_likelihood, examples = torch.zeros(()), 0
-        draws = list(self._draws(num_samples, self._stream(generator)))
+        controls: list[Tensor] = []
+        draws = list(self._draws(-(-num_samples // 2), self._stream(generator), controls=controls))
+        draws = [self._mirrored(draw, sign) for sign in (1, -1) for draw in draws]
         for inputs, targets in batches:
             inputs = self._with_replicas(self._checked_inputs(inputs))
             targets = self._checked_targets(targets)
@@ -294,14 +299,14 @@ class VariationalNetwork(nn.Module):
                 stacklevel=2,
             )
             log_likelihood = log_likelihood * (self.num_data / examples)
-        spread = log_likelihood.std(0) if num_samples > 1 else torch.zeros_like(log_likelihood[0])
+        estimate, error = expectation_of_pairs(*log_likelihood.chunk(2), torch.cat(controls))
         return ELBO(
-            expected_log_likelihood=log_likelihood.mean(0),
+            expected_log_likelihood=estimate,
             kl_by_layer={posterior.name: posterior.kl_divergence() for posterior in self.posteriors},
             noise_kl=self.likelihood.kl(self.replicas),
             kl_weight=self.kl_weight,
             num_data=self.num_data,
-            standard_error=spread / num_samples**0.5,
+            standard_error=error,
         )
 
     @torch.no_grad()
@@ -344,20 +349,42 @@ class VariationalNetwork(nn.Module):
             draws = self._draws(num_functions, self._stream(generator), vectorized=False)
             return [SampledFunction(self, draw) for draw in draws]
 
-    def _draws(self, count: int, stream: RandomStream, vectorized: bool | None = None) -> Iterator[list[Draw]]:
-        """Draws of all weights, in the order of the layers, several at once where the network can carry them."""
+    def _draws(
+        self,
+        count: int,
+        stream: RandomStream,
+        *,
+        vectorized: bool | None = None,
+        controls: list[Tensor] | None = None,
+    ) -> Iterator[list[Draw]]:
+        """Draws of all weights, in the order of the layers, several at once where the network can carry them.
+
+        Args:
+            count: how many.
+            stream: of the random numbers.
+            vectorized: whether a draw may have a sample dimension; by default where the network can carry one.
+            controls: gets the value of the ELBO's control variate of every draw, (S, *replicas).
+        """
         if count < 1:
             raise ValueError(f"num_samples must be at least 1, got {count}")
         if vectorized is None:
             vectorized = _carries_samples(self.net)
-        sizes = [min(_SAMPLES_AT_ONCE, count - i) for i in range(0, count, _SAMPLES_AT_ONCE)]
-        for size in sizes if vectorized else [1] * count:
-            weights = {}
+        weights = sum(layer.mean.numel() for layer in self.layers)
+        most = max(_WEIGHTS_AT_ONCE // weights, 1) if vectorized else 1
+        for start in range(0, count, most):
+            sample = (min(most, count - start),)
+            fixed: dict[int, Draw] = {}
+            control = torch.zeros(())
             for posterior in self.posteriors:
-                sample = (size,) if vectorized else ()
-                for layer, weight in zip(posterior.layers, posterior.draw(sample, stream), strict=True):
-                    weights[id(layer)] = Draw(weight.detach())
-            yield [weights[id(layer)] for layer in self.layers]
+                deviations, norm = posterior.draw_deviations(sample, stream)
+                if controls is not None:
+                    control = control.to(norm.device) + posterior.quadratic_loss(deviations, norm)
+                for layer, deviation in zip(posterior.layers, deviations, strict=True):
+                    weight = (layer.mean + deviation).detach()
+                    fixed[id(layer)] = Draw(weight if vectorized else weight.squeeze(0))
+            if controls is not None:
+                controls.append(control)
+            yield [fixed[id(layer)] for layer in self.layers]
 
     def _evaluate(self, x: Tensor, draws: Sequence[list[Draw]]) -> Tensor:
         """Outputs (S, *replicas, N, K) in evaluation mode, whatever mode the network is in."""
@@ -375,6 +402,12 @@ class VariationalNetwork(nn.Module):
             for module, training in modes:
                 module.training = training
 
+    def _mirrored(self, draws: list[Draw], sign: int) -> list[Draw]:
+        """The draws themselves, or their mirror images about the posterior mean."""
+        if sign > 0:
+            return draws
+        return [Draw(2 * layer.mean.detach() - draw.weight) for layer, draw in zip(self.layers, draws, strict=True)]
+
     def _stream(self, generator: torch.Generator | None) -> RandomStream:
         return self.evaluation_stream if generator is None else RandomStream.wrap(generator)
 
@@ -390,14 +423,14 @@ class VariationalNetwork(nn.Module):
             raise ValueError(f"the batch is empty: inputs have shape {tuple(x.shape)}")
         if x.dtype != expected.dtype and x.is_floating_point():
             raise TypeError(f"inputs are {x.dtype}, the network's weights {expected.dtype}; use x.to({expected.dtype})")
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        if x.is_floating_point() and not _all_finite(x):
             raise ValueError("inputs contain NaN or infinite values")
         return x
 
     def _checked_targets(self, y: Tensor | None) -> Tensor:
         if not isinstance(y, Tensor):
             raise TypeError(f"targets must be a torch.Tensor, got {type(y).__name__}")
-        if y.is_floating_point() and not bool(torch.isfinite(y).all()):
+        if y.is_floating_point() and not _all_finite(y):
             raise ValueError("targets contain NaN or infinite values")
         return y
 
@@ -488,6 +521,11 @@ def _checked_kl_weight(kl_weight: float) -> float:
     if not (kl_weight > 0 and kl_weight < float("inf")):
         raise ValueError(f"kl_weight must be positive and finite, got {kl_weight}")
     return float(kl_weight)
+
+
+def _all_finite(values: Tensor) -> bool:
+    # A finite sum has finite terms, and one pass tells; only an overflowing sum needs the longer look.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 _ELEMENTWISE = (nn.Identity, nn.Dropout, nn.LayerNorm, nn.Linear, nn.Softplus)

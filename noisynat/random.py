@@ -8,7 +8,8 @@ once, to derive a seed, and never advanced.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class RandomStream:
     def __init__(self, seed: int, generator: torch.Generator | None = None) -> None:
         self.seed = seed
         self._generator = generator
+        self._sign = 1.0
+        self._pair: tuple[Tensor, Tensor] | None = None  # positions before and after the pass to be mirrored
 
     @classmethod
     def wrap(cls, generator: torch.Generator) -> RandomStream:
@@ -41,7 +44,8 @@ class RandomStream:
     def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Independent N(0, 1) numbers of ``shape``, of ``like``'s dtype and device."""
         generator = self.generator(like.device)
-        return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+        numbers = torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+        return numbers if self._sign > 0 else -numbers
 
     def signs(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Independent random signs, +1 or -1, of ``shape``, of ``like``'s dtype and device."""
@@ -54,19 +58,44 @@ class RandomStream:
         generator = self.generator(like.device)
         return torch.rand(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
 
+    @contextmanager
+    def antithetic(self, device: torch.device) -> Iterator[None]:
+        """Make every second block of this kind draw the normal numbers of the block before it, with opposite sign.
+
+        Each block's numbers are independent N(0, 1); what a gradient's noise has of them to first order cancels over
+        two consecutive steps (antithetic variates, Hammersley and Morton 1956).
+        """
+        generator = self.generator(device)
+        if self._pair is None:
+            start = generator.get_state()
+            yield
+            self._pair = start, generator.get_state()
+            return
+        (start, end), self._pair = self._pair, None
+        generator.set_state(start)
+        self._sign = -1.0
+        try:
+            yield
+        finally:
+            self._sign = 1.0
+            generator.set_state(end)
+
     def state(self) -> dict[str, Any]:
-        """Seed and position, as a plain number and a tensor."""
+        """Seed and position, as plain numbers and tensors."""
         position = None if self._generator is None else self._generator.get_state()
         device = "cpu" if self._generator is None else self._generator.device.type
-        return {"seed": self.seed, "device": device, "position": position}
+        return {"seed": self.seed, "device": device, "position": position, "pair": list(self._pair or ())}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Return to a position that :meth:`state` gave."""
         self.seed = int(state["seed"])
-        self._generator = None
+        self._generator, self._sign, self._pair = None, 1.0, None
         if state["position"] is not None and (state["device"] != "cuda" or torch.cuda.is_available()):
             self._generator = torch.Generator(state["device"])
             self._generator.set_state(state["position"].cpu())
+            if state["pair"]:
+                start, end = state["pair"]
+                self._pair = start.cpu(), end.cpu()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RandomStream:
         copy = RandomStream(self.seed)

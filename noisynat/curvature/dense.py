@@ -35,8 +35,8 @@ class Dense(Curvature):
         self.averages["C"].accumulate(rows, rows, float(gradients.shape[-2]))
 
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
-        diagonal = damping.expand(*self.batch_shape, *self.shape).flatten(-2)
-        damped = prepared["C"] + torch.diag_embed(diagonal.to(prepared["C"].dtype))
+        damped = prepared["C"].clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(damping.expand(*self.batch_shape, *self.shape).flatten(-2))
         factor, failed = linalg.cholesky(damped)
         return DenseInverse(factor, self.shape), failed
 

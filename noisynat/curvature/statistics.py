@@ -43,50 +43,38 @@ class MovingAverage:
         """Mask (*batch,) of the elements whose pending rows are all finite."""
         finite = torch.ones(self.value.shape[:-2], dtype=torch.bool, device=self.value.device)
         for left, right, _ in self._pending:
-            finite = finite & torch.isfinite(left).flatten(-2).all(-1)
+            finite = finite & torch.isfinite(left.sum((-2, -1)))  # a sum is finite only if its terms are
             if right is not left:
-                finite = finite & torch.isfinite(right).flatten(-2).all(-1)
+                finite = finite & torch.isfinite(right.sum((-2, -1)))
         return finite
 
     def commit(self, decay: float, finite: Tensor) -> None:
         """Blend the pooled batch in with weight ``1 - decay``; elements outside the mask ``finite`` (*batch,) stay."""
         total = sum(count for _, _, count in self._pending)
-        everything = bool(finite.all())
-        updated = self.value if everything else torch.where(finite[..., None, None], self.value, 0)
-        keep = decay
-        for left, right, _ in self._pending:
-            rows = _matched(left, updated), _matched(right, updated)
-            if not everything:
-                rows = tuple(torch.where(finite[..., None, None], r, 0) for r in rows)  # type: ignore[assignment]
-            updated = _scaled_add_product(updated, rows[0], rows[1], keep, (1 - decay) / total)
-            keep = 1.0
-        if everything:
-            self.value = updated
+        if bool(finite.all()):
+            self._blend(self.value, decay, total, None)
             self.weight = decay * self.weight + (1 - decay)
         else:
+            updated = torch.where(finite[..., None, None], self.value, 0)
+            self._blend(updated, decay, total, finite)
             self.value = torch.where(finite[..., None, None], updated, self.value)
             self.weight = torch.where(finite, decay * self.weight + (1 - decay), self.weight)
         self._pending.clear()
 
+    def _blend(self, value: Tensor, decay: float, total: float, finite: Tensor | None) -> None:
+        """``value <- decay value + (1 - decay) pooled batch``, in place, by fused products over the flattened batch."""
+        flat, keep = value.view(-1, *value.shape[-2:]), decay
+        for left, right, _ in self._pending:
+            rows = [r.to(value.dtype).expand(*value.shape[:-2], *r.shape[-2:]) for r in (left, right)]
+            if finite is not None:
+                rows = [torch.where(finite[..., None, None], r, 0) for r in rows]
+            left_rows, right_rows = (r.reshape(-1, *r.shape[-2:]) for r in rows)
+            flat.baddbmm_(left_rows.mT, right_rows, beta=keep, alpha=(1 - decay) / total)
+            keep = 1.0
+
     def debiased(self) -> Tensor:
-        """The average (*batch, m, n), divided by its weight; a new tensor is not promised."""
+        """The average (*batch, m, n), divided by its weight, as a new tensor."""
         if self.informative:
-            return self.value
+            return self.value.clone()
         divisor = self.weight.clamp(min=torch.finfo(torch.float64).tiny).to(self.value.dtype)
         return self.value / divisor[..., None, None]
-
-
-def _matched(rows: Tensor, value: Tensor) -> Tensor:
-    return rows.to(value.dtype).expand(*value.shape[:-2], *rows.shape[-2:])
-
-
-def _scaled_add_product(value: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float) -> Tensor:
-    """``beta value + alpha left^T right`` as one fused product over the flattened batch."""
-    flat = torch.baddbmm(
-        value.reshape(-1, *value.shape[-2:]),
-        left.mT.reshape(-1, left.shape[-1], left.shape[-2]),
-        right.reshape(-1, *right.shape[-2:]),
-        beta=beta,
-        alpha=alpha,
-    )
-    return flat.reshape(value.shape)

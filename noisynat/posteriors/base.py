@@ -109,9 +109,15 @@ class Posterior(nn.Module, ABC):
 
     def draw(self, sample: tuple[int, ...], stream: RandomStream) -> list[Tensor]:
         """Draws of the weights, per layer (*sample, *replicas, out, columns); gradients reach the means."""
-        like = self._layers[0].mean.detach().new_empty(()).expand(*self.batch_shape, *self._packed_shape)
-        deviation = self._scale * noise.weight_noise(self._root, sample, like, stream)
-        return [layer.mean + part for layer, part in zip(self._layers, self.unpack(deviation), strict=True)]
+        deviations, _ = self.draw_deviations(sample, stream)
+        return [layer.mean + deviation for layer, deviation in zip(self._layers, deviations, strict=True)]
+
+    def draw_deviations(self, sample: tuple[int, ...], stream: RandomStream) -> tuple[list[Tensor], Tensor]:
+        """Deviations W - M per layer (*sample, *replicas, out, columns), and the squared norms of their noise."""
+        shape = (*sample, *self.batch_shape, *self._packed_shape)
+        standard = stream.normal(shape, self._layers[0].mean)
+        deviation = self._scale * self._root.sqrt_solve(standard)
+        return self.unpack(deviation), standard.square().sum((-2, -1))
 
     def draw_for_training(self, examples: int, locations: int, stream: RandomStream) -> list[Draw] | None:
         """The draws to fix before a training pass, one per layer, or None where layers add their noise themselves."""
@@ -151,6 +157,25 @@ class Posterior(nn.Module, ABC):
             moment = (variance.double() + layer.mean.double().square()).sum((-2, -1))
             total = total + moment / eta + count * eta.log()
         return total / 2
+
+    def quadratic_loss(self, deviations: Sequence[Tensor], noise_norm: Tensor) -> Tensor:
+        """What the log-likelihood of all data loses, to second order and less the average, when weights deviate.
+
+        At a stationary point of the ELBO the log-likelihood's expected Hessian is -(lambda Sigma^-1 - (lambda / eta) I), so
+        this is lambda/2 [d^T Sigma^-1 d - D - sum_l (|d_l|^2 - tr Sigma_l) / eta_l]: zero on average over q, always.
+
+        Args:
+            deviations: d = W - M per layer, (S, *replicas, out, columns).
+            noise_norm: d^T Sigma^-1 d, the squared norm of the standard normal numbers of each draw, (S, *replicas).
+
+        Returns:
+            (S, *replicas), float64, nats.
+        """
+        quadratic = noise_norm.double() - self.dim
+        for deviation, variance, eta in zip(deviations, self.variances(), self.prior_variance, strict=True):
+            excess = deviation.double().square().sum((-2, -1)) - variance.double().sum((-2, -1))
+            quadratic = quadratic - excess / eta
+        return self.kl_weight / 2 * quadratic
 
     @torch.no_grad()
     def fit_prior(self) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
+from noisynat.curvature.inverse import KroneckerBasisInverse
 from noisynat.random import RandomStream
 
 NoiseMode = Literal["auto", "shared", "local", "flipout", "per_example"]
@@ -61,11 +61,6 @@ def choose_mode(mode: str, *, supports_output_noise: bool, locations: int, reuse
     if not supports_output_noise:
         return "per_example"
     return "local" if locations == 1 else "flipout"
-
-
-def weight_noise(inverse: DampedInverse, sample: tuple[int, ...], like: Tensor, stream: RandomStream) -> Tensor:
-    """Deviations L vec(E) of whole weights, (*sample, *batch, out, in), before the scale of the posterior."""
-    return inverse.sqrt_solve(stream.normal((*sample, *like.shape), like))
 
 
 def local_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream) -> Tensor:
