@@ -45,7 +45,8 @@ class TensorBatches:
         lead = len(replicas)
         if x.shape[: lead + 1] != y.shape[: lead + 1] or x.shape[:lead] != torch.Size(replicas):
             raise ValueError(
-                f"x {tuple(x.shape)} and y {tuple(y.shape)} must begin with the same (*replicas, N), replicas={tuple(replicas)}"
+                f"x {tuple(x.shape)} and y {tuple(y.shape)} must begin with the same (*replicas, N), "
+                f"replicas={tuple(replicas)}"
             )
         if x.shape[lead] == 0:
             raise ValueError("there are no examples")

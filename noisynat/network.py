@@ -38,7 +38,8 @@ CURVATURES: dict[str, Callable[..., Curvature]] = {
     "dense_per_layer": Dense,
 }
 
-_WEIGHTS_AT_ONCE = 2**22  # entries of all draws that one vectorized forward pass carries
+_WEIGHTS_AT_ONCE = 2**20  # entries of the draws that one vectorized forward pass carries
+_ACTIVATIONS_AT_ONCE = 2**22  # entries of the widest activation of such a pass
 
 
 class VariationalNetwork(nn.Module):
@@ -51,13 +52,14 @@ class VariationalNetwork(nn.Module):
             cannot have a posterior stay point estimates and show in :meth:`coverage`.
         likelihood: p(y | f); it becomes part of this network.
         prior: p(w); N(0, 1) by default.
-        posterior: the family. ``"diagonal"`` (noisy Adam), ``"matrix_normal"`` (noisy K-FAC as published, with factored
-            damping), ``"kronecker"`` (with exact damping), ``"eigen_corrected"``, ``"dense"`` (one joint Gaussian over all
-            weights), ``"dense_per_layer"``, or ``"mean_field"`` (Bayes by Backprop).
+        posterior: the family. ``"diagonal"`` (noisy Adam), ``"matrix_normal"`` (noisy K-FAC as published, with
+            factored damping), ``"kronecker"`` (with exact damping), ``"eigen_corrected"``, ``"dense"`` (one joint
+            Gaussian over all weights), ``"dense_per_layer"``, or ``"mean_field"`` (Bayes by Backprop).
         num_data: N, the number of training examples.
         kl_weight: lambda > 0; 1 is Bayesian inference, less a cold posterior.
         noise: how training passes are perturbed, see :mod:`noisynat.posteriors.noise`.
-        replicas: train that many networks as one batch. The first starts from ``net``'s weights, the others from fresh ones.
+        replicas: train that many networks as one batch. The first starts from ``net``'s weights, the others from
+            fresh ones.
         strict: refuse networks in which some trainable parameter would stay a point estimate.
         init: ``"weights"`` starts all replicas from ``net``'s weights.
         initial_precision: the curvature's first value, in units of one example's Fisher.
@@ -115,12 +117,13 @@ class VariationalNetwork(nn.Module):
         mean = self.layers[0].mean
         likelihood.bind(self.num_data, self.replicas, mean.dtype)
         likelihood.to(mean.device)
-        self.posteriors = self._make_posteriors(prior or GaussianPrior(), noise, initial_precision)
+        posteriors = self._make_posteriors(prior or GaussianPrior(), noise, initial_precision)
+        self._posteriors = nn.ModuleList(posteriors)
         self.statistics_due = False  # set by an optimizer: whether the next loss feeds the curvature
         self.fisher: fisher.FisherKind | None = None
 
-    def _make_posteriors(self, prior: GaussianPrior, noise: str, initial_precision: float) -> nn.ModuleList:
-        settings = {
+    def _make_posteriors(self, prior: GaussianPrior, noise: str, initial_precision: float) -> list[Posterior]:
+        settings: dict[str, Any] = {
             "num_data": self.num_data,
             "kl_weight": self._kl_weight,
             "noise_mode": noise,
@@ -138,9 +141,9 @@ class VariationalNetwork(nn.Module):
                 )
             for layer in group:
                 layer.attach(posteriors[-1], self.training_stream)
-        return nn.ModuleList(posteriors)
+        return posteriors
 
-    # --- what it is made of ------------------------------------------------------------------------------------
+    # --- what it is made of -----------------------------------------------------------------------
 
     @property
     def kl_weight(self) -> float:
@@ -152,6 +155,11 @@ class VariationalNetwork(nn.Module):
         self._kl_weight = _checked_kl_weight(value)
         for posterior in self.posteriors:
             posterior.kl_weight = value
+
+    @property
+    def posteriors(self) -> tuple[Posterior, ...]:
+        """The posteriors over the layers' weights, in the network's order; one for all of them if ``"dense"``."""
+        return tuple(self._posteriors)  # type: ignore[arg-type]
 
     @property
     def is_natural(self) -> bool:
@@ -167,7 +175,7 @@ class VariationalNetwork(nn.Module):
         own = {id(layer.mean) for layer in self.layers}
         return [p for p in self.net.parameters() if p.requires_grad and id(p) not in own]
 
-    # --- forward and losses ---------------------------------------------------------------------------------------
+    # --- forward and losses -----------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs f (*replicas, B, K): of a posterior sample in ``train()``, of the mean in ``eval()``."""
@@ -248,10 +256,11 @@ class VariationalNetwork(nn.Module):
         if statistics:
             position = {id(layer): i for i, layer in enumerate(self.layers)}
             for posterior in self.posteriors:
+                assert isinstance(posterior, NaturalPosterior)
                 chosen = [statistics[position[id(layer)]] for layer in posterior.layers]
                 posterior.accumulate([a for a, _ in chosen], [g for _, g in chosen])
 
-    # --- evaluation ----------------------------------------------------------------------------------------------------
+    # --- evaluation -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def elbo(
@@ -270,12 +279,12 @@ class VariationalNetwork(nn.Module):
             y: targets, unless x is an iterable.
             num_samples: S, weight samples, shared by all examples: S/2 antithetic pairs, with a control variate that
                 makes the estimate exact where the log-likelihood is quadratic in the weights.
-            batch_size: examples per forward pass.
+            batch_size: examples per forward pass; by default as many as keep its memory small.
             generator: of the random numbers; by default the network's own evaluation stream.
 
         Returns:
-            An :class:`~noisynat.ELBO`; its tensors are (*replicas,). If the data are not ``num_data`` examples a warning
-            says so and the log-likelihood is scaled.
+            An :class:`~noisynat.ELBO`; its tensors are (*replicas,). If the data are not ``num_data`` examples a
+            warning says so and the log-likelihood is scaled.
         """
         batches = [(x, y)] if isinstance(x, Tensor) else x
         log_likelihood, examples = torch.zeros(()), 0
@@ -285,7 +294,7 @@ class VariationalNetwork(nn.Module):
         for inputs, targets in batches:
             inputs = self._with_replicas(self._checked_inputs(inputs))
             targets = self._checked_targets(targets)
-            size = batch_size or inputs.shape[-2]
+            size = batch_size or self._rows_per_pass(draws[0])
             for part, target in zip(inputs.split(size, -2), targets.split(size, -2), strict=True):
                 f = self._evaluate(part, draws)
                 target = self.likelihood.check_targets(f[0], self._targets_with_replicas(target, f[0]))
@@ -294,12 +303,13 @@ class VariationalNetwork(nn.Module):
             examples += inputs.shape[-2]
         if examples != self.num_data:
             warnings.warn(
-                f"the ELBO was asked for on {examples} examples, but num_data is {self.num_data}: the log-likelihood is "
-                "scaled to num_data",
+                f"the ELBO was asked for on {examples} examples, but num_data is {self.num_data}: the log-likelihood "
+                "is scaled to num_data",
                 stacklevel=2,
             )
             log_likelihood = log_likelihood * (self.num_data / examples)
-        estimate, error = expectation_of_pairs(*log_likelihood.chunk(2), torch.cat(controls))
+        first, second = log_likelihood.chunk(2)
+        estimate, error = expectation_of_pairs(first, second, torch.cat(controls))
         return ELBO(
             expected_log_likelihood=estimate,
             kl_by_layer={posterior.name: posterior.kl_divergence() for posterior in self.posteriors},
@@ -323,7 +333,8 @@ class VariationalNetwork(nn.Module):
             x: (N, in) or (*replicas, N, in).
             num_samples: S, posterior samples, each shared by all rows of x.
             generator: of the random numbers; by default the network's own evaluation stream.
-            batch_size: rows per forward pass; the draws do not depend on it.
+            batch_size: rows per forward pass, by default as many as keep its memory small; the draws do not
+                depend on it.
 
         Returns:
             A :class:`~noisynat.Predictive` with samples (S, *replicas, N, K).
@@ -331,7 +342,8 @@ class VariationalNetwork(nn.Module):
         x = self._with_replicas(self._checked_inputs(x))
         stream = self._stream(generator)
         draws = list(self._draws(num_samples, stream))
-        parts = [self._evaluate(part, draws) for part in x.split(batch_size or x.shape[-2], -2)]
+        rows = batch_size or self._rows_per_pass(draws[0])
+        parts = [self._evaluate(part, draws) for part in x.split(rows, -2)]
         return Predictive(torch.cat(parts, dim=-2), self.likelihood.observation_model(), stream)
 
     @contextmanager
@@ -402,6 +414,12 @@ class VariationalNetwork(nn.Module):
             for module, training in modes:
                 module.training = training
 
+    def _rows_per_pass(self, draws: list[Draw]) -> int:
+        """Rows of the data that one forward pass with ``draws`` takes without much memory."""
+        widest = max(max(layer.columns, layer.out_features) for layer in self.layers)
+        networks = draws[0].weight.shape[:-2].numel()
+        return max(_ACTIVATIONS_AT_ONCE // (widest * networks), 1)
+
     def _mirrored(self, draws: list[Draw], sign: int) -> list[Draw]:
         """The draws themselves, or their mirror images about the posterior mean."""
         if sign > 0:
@@ -411,7 +429,7 @@ class VariationalNetwork(nn.Module):
     def _stream(self, generator: torch.Generator | None) -> RandomStream:
         return self.evaluation_stream if generator is None else RandomStream.wrap(generator)
 
-    # --- the border ---------------------------------------------------------------------------------------------------
+    # --- the border -------------------------------------------------------------------------------
 
     def _checked_inputs(self, x: Tensor) -> Tensor:
         expected = self.layers[0].mean
@@ -467,7 +485,7 @@ class VariationalNetwork(nn.Module):
                 "freeze those parameters or train without replicas"
             )
 
-    # --- state --------------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
         """Numbers that belong to the state: lambda, N, and the positions of the random streams."""
@@ -483,7 +501,9 @@ class VariationalNetwork(nn.Module):
         """Take over what :meth:`get_extra_state` gave."""
         for key in ("num_data", "structure"):
             if state[key] != getattr(self, key):
-                raise ValueError(f"the state is of a network with {key}={state[key]!r}, this one has {getattr(self, key)!r}")
+                raise ValueError(
+                    f"the state is of a network with {key}={state[key]!r}, this one has {getattr(self, key)!r}"
+                )
         self._kl_weight = state["kl_weight"]
         for posterior in self.posteriors:
             posterior._kl_weight = state["kl_weight"]  # the curvature's state has its damping already

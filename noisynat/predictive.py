@@ -106,6 +106,16 @@ class Predictive:
         chosen = torch.arange(num_samples, device=self.samples.device) % len(self.samples)
         return self._observation.sample(self.samples[chosen], stream)
 
+    def replica(self, index: int) -> Predictive:
+        """The prediction of one of R replicas, with samples (S, N, K).
+
+        Raises:
+            ValueError: if the network has no replicas.
+        """
+        if self.samples.dim() != 4:
+            raise ValueError("this prediction has no replicas")
+        return Predictive(self.samples[:, index], self._observation.replica(index), self._stream)
+
     def _cdf(self, y: Tensor) -> Tensor:
         return self._observation.cdf(self.samples, y).mean(0)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,9 +24,10 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 class History(dict[str, list[Any]]):
     """A column per quantity, an entry per epoch; with replicas an entry is a list, one number each.
 
-    Columns: ``epoch`` (from 1), ``loss`` (mean negative log-likelihood of the epoch's sampled weights, nats per example),
-    ``kl`` (nats, of weights and noise), ``elbo`` (nats per datum, from those two: a running estimate, see
-    :meth:`~noisynat.VariationalNetwork.elbo` for the exact one), ``lr``, ``kl_weight`` and ``seconds`` since the start.
+    Columns: ``epoch`` (from 1), ``loss`` (mean negative log-likelihood at the epoch's sampled weights, nats per
+    example), ``kl`` (nats, of weights and noise), ``elbo`` (nats per datum, from those two: a running estimate, see
+    :meth:`~noisynat.VariationalNetwork.elbo` for the exact one), ``lr``, ``kl_weight`` and ``seconds`` since the
+    start.
     """
 
     def append(self, **row: Any) -> None:
@@ -151,8 +152,8 @@ class _Run:
         if not bool(torch.isfinite(loss).all()):
             where = f", replicas {(~torch.isfinite(loss)).nonzero().flatten().tolist()}" if loss.dim() else ""
             raise NonFiniteLossError(
-                f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batch + 1}{where}; the parameters are as "
-                "before that step. Standardize inputs and targets, lower lr, or bound the step with kl_clip"
+                f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batch + 1}{where}; the parameters are "
+                "as before that step. Standardize inputs and targets, lower lr, or bound the step with kl_clip"
             )
 
     @torch.no_grad()
@@ -170,11 +171,11 @@ class _Run:
             seconds=self.seconds,
         )
 
-    # --- batches that can be resumed ---------------------------------------------------------------------------
+    # --- batches that can be resumed --------------------------------------------------------------
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The current epoch's batches from the next one on."""
-        if _keeps_state(self.data):
+        if isinstance(self.data, _KeepsState):
             yield from self.data
             return
         if self.batch == 0:
@@ -183,7 +184,7 @@ class _Run:
             _restore_random_state(self.data, self.random_state)
         yield from islice(self.data, self.batch, None)
 
-    # --- checkpoints -------------------------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -196,7 +197,7 @@ class _Run:
             "history": dict(self.history),
             "position": {"epoch": self.epoch, "batch": self.batch, "examples": self.examples, "seconds": self.seconds},
             "losses": self.losses,
-            "data": self.data.state_dict() if _keeps_state(self.data) else self.random_state,
+            "data": self.data.state_dict() if isinstance(self.data, _KeepsState) else self.random_state,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".partial")
@@ -216,7 +217,7 @@ class _Run:
         for key, value in state["position"].items():
             setattr(self, key, value)
         self.losses = state["losses"]
-        if _keeps_state(self.data):
+        if isinstance(self.data, _KeepsState):
             self.data.load_state_dict(state["data"])
         else:
             self.random_state = state["data"]
@@ -224,8 +225,13 @@ class _Run:
                 _restore_random_state(self.data, self.random_state)
 
 
-def _keeps_state(data: Any) -> bool:
-    return hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
+@runtime_checkable
+class _KeepsState(Protocol):
+    """Data that say where their iteration stands, as :class:`~noisynat.TensorBatches` do."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def _random_state(data: Any) -> dict[str, Tensor | None]:

@@ -33,6 +33,4 @@ def load(
         DatasetNotFoundError: no source has the set; the message lists every way to get it.
         CorruptedDataError: the set was found, but is damaged; the message names the file.
     """
-    return find(
-        info(name), root=None if root is None else Path(root), allow_download=download, progress=progress
-    )
+    return find(info(name), root=None if root is None else Path(root), allow_download=download, progress=progress)

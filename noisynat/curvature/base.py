@@ -61,11 +61,14 @@ class Curvature(ABC):
         }
         self.skipped = torch.zeros(self.batch_shape, dtype=torch.int64, device=device)
         self.failures = torch.zeros(self.batch_shape, dtype=torch.int64, device=device)
+        self.prepared: dict[str, Tensor] = {}
+        self._step_inverse: DampedInverse | None = None
+        self._step_damping = 0.0
         self._damping = torch.ones(*self.batch_shape, 1, 1, dtype=dtype, device=device)
         self.snapshot = self._candidate()
         self._factorize_snapshot()
 
-    # --- what a structure supplies -----------------------------------------------------------------------
+    # --- what a structure supplies ----------------------------------------------------------------
 
     @abstractmethod
     def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -93,7 +96,7 @@ class Curvature(ABC):
         """What of the inversion does not depend on the damping (eigenvectors), and the mask of failures."""
         return snapshot, self._nothing_failed()
 
-    # --- statistics --------------------------------------------------------------------------------------
+    # --- statistics -------------------------------------------------------------------------------
 
     def commit(self, decay: float) -> None:
         """Blend all that was accumulated, as one batch, into the averages: C <- decay C + (1 - decay) C_batch."""
@@ -121,7 +124,7 @@ class Curvature(ABC):
         """Whether something waits for :meth:`commit`."""
         return any(average.has_pending for average in self.averages.values())
 
-    # --- the inverse -------------------------------------------------------------------------------------
+    # --- the inverse ------------------------------------------------------------------------------
 
     def refresh(self, damping: Tensor | float) -> None:
         """Factorize the current averages at ``damping``: a number, (*batch, 1, 1), or one per weight for ``Dense``.
@@ -182,7 +185,7 @@ class Curvature(ABC):
         damping = self._damping.to(dense.dtype).expand(*self.batch_shape, *self.shape).flatten(-2)
         return dense + torch.diag_embed(damping)
 
-    # --- state -------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that training resumes from: averages, the statistics of the last refresh, damping and counters.
@@ -206,7 +209,7 @@ class Curvature(ABC):
         self.snapshot = {key: own[f"refreshed.{key}"] for key in self.averages}
         self._factorize_snapshot()
 
-    # --- helpers -----------------------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------
 
     def _candidate(self) -> dict[str, Tensor]:
         return {key: average.debiased() for key, average in self.averages.items()}
@@ -218,8 +221,7 @@ class Curvature(ABC):
 
     def _install(self, inverse: DampedInverse) -> None:
         self.inverse = inverse
-        self._step_inverse: DampedInverse | None = None
-        self._step_damping = 0.0
+        self._step_inverse = None
 
     def _as_damping(self, damping: Tensor | float) -> Tensor:
         return torch.as_tensor(damping, dtype=self._damping.dtype, device=self._damping.device).expand(

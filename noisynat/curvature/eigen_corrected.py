@@ -52,7 +52,7 @@ class EigenCorrected(Curvature):
 
     def _prepare(self, snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         basis, failed = eigenbasis(snapshot)
-        if hasattr(self, "prepared") and snapshot is not self.snapshot:
+        if self.prepared and snapshot is not self.snapshot:
             return {**basis, "d": _transport(snapshot["d"], self.prepared, basis)}, failed
         return {**basis, "d": snapshot["d"]}, failed  # d of a stored snapshot is in that snapshot's own basis
 

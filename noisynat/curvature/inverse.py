@@ -18,7 +18,9 @@ from noisynat import linalg
 class DampedInverse(Protocol):
     """What a posterior asks of (C + gamma I)^-1; matrices are (*sample, *batch, out, in)."""
 
-    supports_output_noise: bool
+    @property
+    def supports_output_noise(self) -> bool:
+        """Whether noise can be drawn exactly at a layer's output, without drawing its weight."""
 
     def solve(self, matrix: Tensor) -> Tensor:
         """(C + gamma I)^-1 vec(V), as a matrix."""

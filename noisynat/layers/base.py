@@ -27,8 +27,8 @@ class VariationalLayer(nn.Module):
     """Base of the layers with a weight posterior N(mean, Sigma).
 
     The parameter :attr:`mean` (*replicas, out, columns) holds the posterior mean, always; where there is a bias it is
-    the last of in + 1 columns, and its input is 1. In ``train()`` a forward pass samples; in ``eval()`` it uses the mean; inside
-    :func:`drawn_weights` it uses the weights given there.
+    the last of in + 1 columns, and its input is 1. In ``train()`` a forward pass samples; in ``eval()`` it uses the
+    mean; inside :func:`drawn_weights` it uses the weights given there.
 
     Args:
         in_features: inputs, the bias's constant not counted.

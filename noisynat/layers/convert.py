@@ -56,7 +56,9 @@ class Coverage:
         table = [("parameter", "shape", "entries", "kind", "detail")]
         table += [(r.name, "x".join(map(str, r.shape)) or "scalar", str(r.count), r.kind, r.detail) for r in self.rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([*lines, f"{self.fraction:.1%} of the entries have a posterior"])
 

@@ -29,6 +29,9 @@ class ObservationModel(Protocol):
     def components(self, f: Tensor) -> torch.distributions.Distribution:
         """The distributions of every output alone for samples last, f (*replicas, N, K, S)."""
 
+    def replica(self, index: int) -> ObservationModel:
+        """The model of one replica."""
+
 
 class Likelihood(nn.Module, ABC):
     """A likelihood p(y | f), possibly with nuisance parameters that have a posterior of their own.
@@ -36,7 +39,7 @@ class Likelihood(nn.Module, ABC):
     Shapes: outputs f are (*replicas, B, K), targets y have the same shape.
     """
 
-    def bind(self, num_data: int, replicas: torch.Size, dtype: torch.dtype) -> None:  # noqa: B027
+    def bind(self, num_data: int, replicas: torch.Size, dtype: torch.dtype) -> None:
         """Called once by the network: N, the replica dimensions and the dtype of the outputs."""
 
     @abstractmethod
@@ -59,13 +62,13 @@ class Likelihood(nn.Module, ABC):
     def observation_model(self) -> ObservationModel:
         """The predictive p(y | f), nuisance parameters integrated out, frozen as it is now."""
 
-    def observe(self, f: Tensor, y: Tensor) -> None:  # noqa: B027
+    def observe(self, f: Tensor, y: Tensor) -> None:
         """Note what a training batch says of the nuisance parameters, for :meth:`natural_step`."""
 
-    def forget(self) -> None:  # noqa: B027
+    def forget(self) -> None:
         """Drop what was observed since the last step."""
 
-    def natural_step(self) -> None:  # noqa: B027
+    def natural_step(self) -> None:
         """Move the nuisance parameters' posterior by one natural-gradient step."""
 
     def kl(self, replicas: torch.Size) -> Tensor:

@@ -74,7 +74,7 @@ class GaussianLikelihood(Likelihood):
         self.register_buffer("residual", torch.full(shape, self.initial_std**2, dtype=torch.float64))
         self.register_buffer("outputs_per_precision", torch.ones((), dtype=torch.int64))
 
-    # --- the noise -----------------------------------------------------------------------------------------
+    # --- the noise --------------------------------------------------------------------------------
 
     @property
     def _pairs(self) -> float:
@@ -107,12 +107,14 @@ class GaussianLikelihood(Likelihood):
         """(*replicas, num_outputs) as (*replicas, 1, num_outputs), to go with outputs."""
         return quantity.to(self.dtype).unsqueeze(-2)
 
-    # --- likelihood ------------------------------------------------------------------------------------------
+    # --- likelihood -------------------------------------------------------------------------------
 
     def check_targets(self, f: Tensor, y: Tensor) -> Tensor:
         if y.shape != f.shape:
             hint = "; use y.unsqueeze(-1)" if y.shape == f.shape[:-1] else ""
-            raise ValueError(f"targets have shape {tuple(y.shape)}, expected that of the outputs {tuple(f.shape)}{hint}")
+            raise ValueError(
+                f"targets have shape {tuple(y.shape)}, expected that of the outputs {tuple(f.shape)}{hint}"
+            )
         if y.dtype != f.dtype:
             raise TypeError(f"targets are {y.dtype}, expected {f.dtype}; use y.to({f.dtype})")
         if self.num_outputs not in (1, f.shape[-1]):
@@ -145,7 +147,7 @@ class GaussianLikelihood(Likelihood):
             return StudentNoise(2 * float(self.shape), scale, joint=self.num_outputs == 1)
         return NormalNoise(self._per_example(self.noise_std))
 
-    # --- inference of the noise --------------------------------------------------------------------------------
+    # --- inference of the noise -------------------------------------------------------------------
 
     def observe(self, f: Tensor, y: Tensor) -> None:
         if self.kind != "fixed":

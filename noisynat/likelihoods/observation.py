@@ -35,6 +35,9 @@ class NormalNoise:
     def components(self, f: Tensor) -> torch.distributions.Distribution:
         return torch.distributions.Normal(f, self.std.unsqueeze(-1).expand(f.shape))
 
+    def replica(self, index: int) -> NormalNoise:
+        return NormalNoise(self.std[index])
+
 
 @dataclass(frozen=True)
 class StudentNoise:
@@ -67,13 +70,16 @@ class StudentNoise:
         return student_t_cdf((y - f) / self.scale, self.df)
 
     def sample(self, f: Tensor, stream: RandomStream) -> Tensor:
-        shape = f.shape[:-1] + (1,) if self.joint else f.shape
+        shape = (*f.shape[:-1], 1) if self.joint else f.shape
         concentration = torch.full(shape, self.df / 2, dtype=f.dtype, device=f.device)
         gamma = torch._standard_gamma(concentration, generator=stream.generator(f.device))
         return f + self.scale * (gamma / (self.df / 2)).rsqrt() * stream.normal(f.shape, f)
 
     def components(self, f: Tensor) -> torch.distributions.Distribution:
         return torch.distributions.StudentT(self.df, f, self.scale.unsqueeze(-1).expand(f.shape))
+
+    def replica(self, index: int) -> StudentNoise:
+        return StudentNoise(self.df, self.scale[index], self.joint)
 
 
 def student_t_cdf(t: Tensor, df: float) -> Tensor:

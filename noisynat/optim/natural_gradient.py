@@ -84,10 +84,10 @@ class NoisyNaturalGradient(Optimizer):
         self._check_groups()
         self._request_statistics()
 
-    # --- the step ------------------------------------------------------------------------------------------------
+    # --- the step ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of the means, the point estimates, the noise and the curvature.
 
         Args:
@@ -165,12 +165,16 @@ class NoisyNaturalGradient(Optimizer):
             denominator = (square / (1 - beta2**steps)).sqrt() + _ADAM_EPS
             parameter.addcdiv_(momentum, denominator, value=-group["lr"] / (1 - beta1**steps))
 
-    # --- bookkeeping ------------------------------------------------------------------------------------------------
+    # --- bookkeeping ------------------------------------------------------------------------------
 
     @property
     def _posteriors(self) -> list[NaturalPosterior]:
         mine = self._groups
-        return [p for p in self.network.posteriors if all(id(layer.mean) in mine for layer in p.layers)]  # type: ignore[union-attr]
+        return [
+            posterior
+            for posterior in self.network.posteriors
+            if isinstance(posterior, NaturalPosterior) and all(id(layer.mean) in mine for layer in posterior.layers)
+        ]
 
     @property
     def _groups(self) -> dict[int, dict[str, Any]]:
@@ -230,7 +234,9 @@ class NoisyNaturalGradient(Optimizer):
         for posterior in self.network.posteriors:
             damping = {self._groups[id(la.mean)]["damping"] for la in posterior.layers if id(la.mean) in self._groups}
             if len(damping) > 1:
-                raise ValueError(f"the layers of the joint posterior {posterior.name!r} need one damping, got {damping}")
+                raise ValueError(
+                    f"the layers of the joint posterior {posterior.name!r} need one damping, got {damping}"
+                )
 
 
 class NoisyAdam(NoisyNaturalGradient):

@@ -54,7 +54,7 @@ class Posterior(nn.Module, ABC):
         variances = [prior.initial_variance(layer.in_features, self.batch_shape) for layer in self._layers]
         self.register_buffer("prior_variance", torch.stack(variances).to(self._layers[0].mean.device))
 
-    # --- what a family supplies ----------------------------------------------------------------------------
+    # --- what a family supplies -------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -70,7 +70,7 @@ class Posterior(nn.Module, ABC):
     def _log_determinant(self) -> Tensor:
         """log |Sigma| (*replicas,)."""
 
-    # --- the family's common face ------------------------------------------------------------------------------
+    # --- the family's common face -----------------------------------------------------------------
 
     @property
     def layers(self) -> tuple[VariationalLayer, ...]:
@@ -161,8 +161,8 @@ class Posterior(nn.Module, ABC):
     def quadratic_loss(self, deviations: Sequence[Tensor], noise_norm: Tensor) -> Tensor:
         """What the log-likelihood of all data loses, to second order and less the average, when weights deviate.
 
-        At a stationary point of the ELBO the log-likelihood's expected Hessian is -(lambda Sigma^-1 - (lambda / eta) I), so
-        this is lambda/2 [d^T Sigma^-1 d - D - sum_l (|d_l|^2 - tr Sigma_l) / eta_l]: zero on average over q, always.
+        At a stationary point of the ELBO the log-likelihood's expected Hessian is -lambda (Sigma^-1 - I / eta), so this
+        is lambda/2 [d^T Sigma^-1 d - D - sum_l (|d_l|^2 - tr Sigma_l) / eta_l]: zero on average over q, always.
 
         Args:
             deviations: d = W - M per layer, (S, *replicas, out, columns).
@@ -188,7 +188,7 @@ class Posterior(nn.Module, ABC):
         ]
         self.prior_variance = torch.stack(moments)
 
-    # --- packing: a joint posterior sees its layers as one weight of shape (1, D) -------------------------------
+    # --- packing: a joint posterior sees its layers as one weight of shape (1, D) -----------------
 
     @property
     def _packed_shape(self) -> tuple[int, int]:

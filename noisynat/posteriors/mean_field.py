@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from noisynat.curvature.inverse import KroneckerBasisInverse
+from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
 from noisynat.posteriors.base import Posterior
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class MeanFieldPosterior(Posterior):
         self.log_std = nn.Parameter(torch.full_like(layer.mean, initial_std).log())
 
     @property
-    def _root(self) -> KroneckerBasisInverse:
+    def _root(self) -> DampedInverse:
         return KroneckerBasisInverse(self.log_std.exp())
 
     @property

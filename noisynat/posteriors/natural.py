@@ -86,7 +86,7 @@ class NaturalPosterior(Posterior):
         self._kl_weight = value
         self.curvature.redamp(self._damping())
 
-    # --- what the optimizer asks ------------------------------------------------------------------------------
+    # --- what the optimizer asks ------------------------------------------------------------------
 
     def accumulate(self, activations: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Give a (micro-)batch to the curvature.
@@ -116,7 +116,7 @@ class NaturalPosterior(Posterior):
         """(C + (gamma + extra_damping) I)^-1 times a packed direction."""
         return self.curvature.solve(direction, extra_damping)
 
-    # --- state: the curvature's tensors are this module's ---------------------------------------------------------
+    # --- state: the curvature's tensors are this module's -----------------------------------------
 
     def _apply(self, fn: Any, recurse: bool = True) -> NaturalPosterior:
         super()._apply(fn, recurse)
@@ -151,6 +151,4 @@ class NaturalPosterior(Posterior):
         if len(loaded) == len(mine):
             self.curvature.load_tensors(loaded)
         rest = {key: value for key, value in state_dict.items() if not key.startswith(f"{prefix}curvature.")}
-        super()._load_from_state_dict(
-            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

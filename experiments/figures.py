@@ -1,0 +1,80 @@
+"""Figures of the UCI regression experiment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+
+from experiments.methods import Method
+
+_COLORS = {
+    "bbb": "#7f7f7f",
+    "nng-ffg": "#e69f00",
+    "nng-mvg": "#56b4e9",
+    "nng-kron": "#0072b2",
+    "nng-ekfac": "#009e73",
+    "nng-full": "#d55e00",
+}  # a palette that colour-blind readers can tell apart (Okabe and Ito 2008)
+
+
+def dataset_figure(folder: Path, methods: Sequence[Method], path: Path) -> None:
+    """One panel per method, predicted against observed with 95% intervals on the first split; below, ELBO by epoch.
+
+    Args:
+        folder: holds a folder per method with ``predictions.csv`` and ``history.csv``.
+        methods: in the order of the panels.
+        path: of the PNG.
+    """
+    columns = min(len(methods), 3)
+    rows = -(-len(methods) // columns)
+    figure = plt.figure(figsize=(4.0 * max(columns, 2), 3.6 * rows + 3.6), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns)
+    first: Axes | None = None
+    for index, method in enumerate(methods):
+        axes = figure.add_subplot(grid[index // columns, index % columns], sharex=first, sharey=first)
+        first = first or axes
+        _predictions(axes, pd.read_csv(folder / method.name / "predictions.csv"), method)
+    _elbo(figure.add_subplot(grid[rows, :]), folder, methods)
+    figure.suptitle(f"{folder.name}: first split's test part, and training of all splits")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=130, format="png")
+    plt.close(figure)
+    os.replace(partial, path)
+
+
+def _predictions(axes: Axes, table: pd.DataFrame, method: Method) -> None:
+    if len(table) > 300:
+        table = table.iloc[:300]
+    errors = [table.predicted - table.lower, table.upper - table.predicted]
+    color = _COLORS[method.name]
+    axes.errorbar(table.observed, table.predicted, yerr=errors, fmt="o", markersize=3, linewidth=0.8, color=color)
+    ends = [min(table.observed.min(), table.lower.min()), max(table.observed.max(), table.upper.max())]
+    axes.plot(ends, ends, color="black", linewidth=0.8, linestyle=":")
+    axes.set(title=f"{method.name}: {method.title}", xlabel="observed", ylabel="predicted, 95% interval")
+    axes.title.set_fontsize("medium")
+
+
+def _elbo(axes: Axes, folder: Path, methods: Sequence[Method]) -> None:
+    lowest = []
+    for method in methods:
+        history = pd.read_csv(folder / method.name / "history.csv")
+        axes.plot(history.epoch, history.elbo, color=_COLORS[method.name], label=method.name)
+        lowest.append(history.elbo.iloc[len(history) // 10])
+        if "elbo_error" in history:
+            low, high = history.elbo - 2 * history.elbo_error, history.elbo + 2 * history.elbo_error
+            axes.fill_between(history.epoch, low, high, color=_COLORS[method.name], alpha=0.2, linewidth=0)
+    axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)")
+    if lowest:
+        axes.set_ylim(bottom=min(lowest))  # the first tenth of training would flatten the rest
+    axes.legend(loc="lower right", ncols=2)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,51 @@
+"""The methods that the experiments compare, all on the same network, prior and likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+import noisynat
+from noisynat.network import Structure
+
+
+@dataclass(frozen=True)
+class Method:
+    """A posterior family and how it is trained.
+
+    Args:
+        name: on the command line and in tables.
+        title: in figures.
+        structure: ``posterior=`` of :class:`noisynat.VariationalNetwork`.
+        options: of the optimizer, where they are not its defaults.
+    """
+
+    name: str
+    title: str
+    structure: Structure
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def optimizer(self, network: noisynat.VariationalNetwork) -> Optimizer:
+        """The method's optimizer for ``network``."""
+        if self.structure == "mean_field":
+            return torch.optim.Adam(network.parameters(), **self.options)
+        if self.structure == "diagonal":
+            return noisynat.NoisyAdam(network, **self.options)
+        if self.structure == "dense":
+            return noisynat.NoisyNaturalGradient(network, **self.options)
+        return noisynat.NoisyKFAC(network, **self.options)
+
+
+_METHODS = (
+    Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 0.01}),
+    Method("nng-ffg", "noisy Adam", "diagonal"),
+    Method("nng-mvg", "noisy K-FAC, factored damping", "matrix_normal"),
+    Method("nng-kron", "noisy K-FAC, exact damping", "kronecker"),
+    Method("nng-ekfac", "noisy EK-FAC", "eigen_corrected"),
+    # One D x D matrix for the whole network: statistics and factorizations are its cost, so they are taken less often.
+    Method("nng-full", "full covariance", "dense", {"damping": 0.0, "stats_every": 5, "refresh_every": 10}),
+)
+METHODS = {method.name: method for method in _METHODS}

@@ -1,0 +1,72 @@
+"""The UCI regression protocol: fixed splits, standardization on each training part, all splits as replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import uci_data
+
+
+@dataclass(frozen=True)
+class Splits:
+    """All splits of a data set, stacked: split r is replica r.
+
+    Args:
+        name: of the data set.
+        x_train: standardized inputs (R, N, features).
+        y_train: standardized targets (R, N, 1).
+        x_test: inputs of the test parts, by the training parts' mean and scale, (R, n, features).
+        y_test: likewise, (R, n, 1).
+        y_mean: of the training targets, (R,), raw units.
+        y_scale: their standard deviation, (R,), raw units.
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    y_mean: Tensor
+    y_scale: Tensor
+
+    @property
+    def count(self) -> int:
+        """R, the number of splits."""
+        return len(self.x_train)
+
+    @property
+    def num_train(self) -> int:
+        """N, the training examples of a split."""
+        return self.x_train.shape[1]
+
+    @property
+    def features(self) -> int:
+        """Input columns."""
+        return self.x_train.shape[2]
+
+
+def load_splits(data: uci_data.Dataset, limit: int | None = None, dtype: torch.dtype = torch.float32) -> Splits:
+    """The first ``limit`` (None: all) splits of ``data``, each standardized on its own training part.
+
+    A feature that is constant in a training part becomes zero there and is left unscaled.
+    """
+    columns: dict[str, list[np.ndarray]] = {}
+    for split in data.splits()[:limit]:
+        x, y = data.X[split.train], data.y[split.train]
+        x_scale = x.std(0)
+        x_scale[x_scale == 0] = 1.0
+        values = {
+            "x_train": (x - x.mean(0)) / x_scale,
+            "y_train": ((y - y.mean()) / y.std())[:, None],
+            "x_test": (data.X[split.test] - x.mean(0)) / x_scale,
+            "y_test": ((data.y[split.test] - y.mean()) / y.std())[:, None],
+            "y_mean": y.mean(),
+            "y_scale": y.std(),
+        }
+        for key, value in values.items():
+            columns.setdefault(key, []).append(value)
+    return Splits(data.name, **{key: torch.as_tensor(np.stack(value), dtype=dtype) for key, value in columns.items()})
