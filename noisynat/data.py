@@ -77,6 +77,7 @@ class TensorBatches:
             chosen = order[..., start : start + self.batch_size]
             self._next_batch += 1
             yield self._take(self.x, chosen), self._take(self.y, chosen)
+        self._epoch_state, self._next_batch = self._generator.get_state(), 0  # the next epoch's beginning
 
     def _order(self) -> Tensor:
         if not self.shuffle:

@@ -93,8 +93,8 @@ def fit(
                 bar.update(run.epoch, run.history)
                 if on_epoch is not None:
                     on_epoch(run.epoch, run.history)
-        _set_kl_weight(network, target)
     finally:
+        _set_kl_weight(network, target)
         network.train(was_training)
     return run.history
 
@@ -197,12 +197,18 @@ class _Run:
             "history": dict(self.history),
             "position": {"epoch": self.epoch, "batch": self.batch, "examples": self.examples, "seconds": self.seconds},
             "losses": self.losses,
-            "data": self.data.state_dict() if isinstance(self.data, _KeepsState) else self.random_state,
+            "data": self._data_state(),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".partial")
         torch.save(state, partial)
         os.replace(partial, self.path)
+
+    def _data_state(self) -> dict[str, Any]:
+        """What the rest of the current epoch's batches depend on; between epochs, the next epoch's."""
+        if isinstance(self.data, _KeepsState):
+            return self.data.state_dict()
+        return self.random_state if self.batch else _random_state(self.data)
 
     def resume(self) -> None:
         """Go on from the checkpoint where there is one."""

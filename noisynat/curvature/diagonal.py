@@ -31,7 +31,7 @@ class Diagonal(Curvature):
 
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         root = (prepared["c"] + damping).rsqrt()
-        failed = ~torch.isfinite(root).flatten(-2).all(-1)
+        failed = ~(torch.isfinite(root) & (root > 0)).flatten(-2).all(-1)  # 0 is the root of an infinite average
         return KroneckerBasisInverse(torch.where(failed[..., None, None], 1, root)), failed
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:

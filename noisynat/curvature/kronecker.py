@@ -118,6 +118,6 @@ def invert_in_eigenbasis(
 ) -> tuple[DampedInverse, Tensor]:
     """(Q diag(eigenvalues) Q^T + damping I)^-1 with Q = Q_S (x) Q_A, for eigenvalues (*batch, out, in)."""
     root = (eigenvalues + damping).rsqrt()
-    failed = ~torch.isfinite(root).flatten(-2).all(-1)
+    failed = ~(torch.isfinite(root) & (root > 0)).flatten(-2).all(-1)  # 0 is the root of an infinite eigenvalue
     root = torch.where(failed[..., None, None], 1, root)
     return KroneckerBasisInverse(root, basis["S.vectors"], basis["A.vectors"]), failed

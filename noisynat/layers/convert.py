@@ -94,7 +94,7 @@ def convert(
     if id(net) in layers:
         return layers[id(net)], list(layers.values())
     for parent in list(net.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # named_children() gives a shared child only once
             if id(child) in layers:
                 setattr(parent, name, layers[id(child)])
     return net, list(layers.values())

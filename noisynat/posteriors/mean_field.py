@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
+from noisynat.posteriors import noise
 from noisynat.posteriors.base import Posterior
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class MeanFieldPosterior(Posterior):
 
     def __init__(self, layer: VariationalLayer, *args: Any, initial_std: float = 0.05, **settings: Any) -> None:
         super().__init__((layer,), *args, **settings)
+        noise.check_mode(self.noise_mode, self.structure, True)
         self.log_std = nn.Parameter(torch.full_like(layer.mean, initial_std).log())
 
     @property
