@@ -294,6 +294,8 @@ class VariationalNetwork(nn.Module):
         for inputs, targets in batches:
             inputs = self._with_replicas(self._checked_inputs(inputs))
             targets = self._checked_targets(targets)
+            if targets.shape[-2:-1] != inputs.shape[-2:-1]:  # nothing to split: the likelihood says what it wants
+                self.likelihood.check_targets(self._evaluate(inputs, draws[:1])[0], targets)
             size = batch_size or self._rows_per_pass(draws[0])
             for part, target in zip(inputs.split(size, -2), targets.split(size, -2), strict=True):
                 f = self._evaluate(part, draws)

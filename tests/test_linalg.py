@@ -115,6 +115,19 @@ def test_eigh_that_does_not_converge_is_tried_element_by_element(
     torch.testing.assert_close(rebuilt, expected)
 
 
+def test_eigh_that_does_not_converge_still_reports_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, original = positive_definite(3), torch.linalg.eigh
+    matrix[2] = torch.nan
+
+    def fails_for_batches(candidate: Tensor) -> tuple[Tensor, Tensor]:
+        if candidate.dim() > 2:
+            raise torch.linalg.LinAlgError("did not converge")
+        return original(candidate)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails_for_batches)
+    assert linalg.eigh(matrix)[2].tolist() == [False, False, True]
+
+
 def test_triangular_helpers_agree_with_the_inverse() -> None:
     matrix, rhs = positive_definite(2), torch.randn(2, 3, 4, dtype=torch.float64)
     factor = torch.linalg.cholesky(matrix)

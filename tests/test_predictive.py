@@ -43,7 +43,7 @@ def pred(request: pytest.FixtureRequest) -> noisynat.Predictive:
     return MIXTURES[request.param]()
 
 
-# --- density -------------------------------------------------------------------------------------------------
+# --- density ----------------------------------------------------------------------------------
 
 
 def test_log_prob_is_the_log_of_the_mean_density() -> None:
@@ -94,7 +94,7 @@ def test_density_integrates_to_one() -> None:
     assert torch.trapezoid(pred.log_prob(grid[:, None]).exp(), grid) == pytest.approx(1, abs=1e-6)
 
 
-# --- moments --------------------------------------------------------------------------------------------------
+# --- moments ----------------------------------------------------------------------------------
 
 
 def test_moments_are_those_of_the_mixture(pred: noisynat.Predictive) -> None:
@@ -115,7 +115,7 @@ def test_student_noise_has_heavier_tails_than_its_scale() -> None:
     torch.testing.assert_close(student_mixture(df=8).aleatoric_variance, expected)
 
 
-# --- distribution function and quantiles ----------------------------------------------------------------------------
+# --- distribution function and quantiles ------------------------------------------------------
 
 
 @pytest.mark.parametrize("df", [1.0, 3.0, 10.0, 500.0, 1e5])
@@ -162,7 +162,7 @@ def test_levels_are_probabilities(level: float) -> None:
         normal_mixture().quantile(level)
 
 
-# --- sampling ----------------------------------------------------------------------------------------------------
+# --- sampling ---------------------------------------------------------------------------------
 
 
 def test_samples_have_the_mixtures_moments(pred: noisynat.Predictive) -> None:
@@ -200,7 +200,7 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-# --- of a network ---------------------------------------------------------------------------------------------------
+# --- of a network -----------------------------------------------------------------------------
 
 
 def network(noise: Any = "gamma", **settings: Any) -> noisynat.VariationalNetwork:

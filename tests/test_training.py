@@ -68,7 +68,7 @@ def without_seconds(history: noisynat.History) -> dict[str, list[Any]]:
     return {key: column for key, column in history.items() if key != "seconds"}
 
 
-# --- the loop and its history -------------------------------------------------------------------------------
+# --- the loop and its history -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("posterior", ["kronecker", "mean_field"])
@@ -199,7 +199,7 @@ def test_no_batches_raise() -> None:
         quiet(*make(), [], 1)
 
 
-# --- progress --------------------------------------------------------------------------------------------------
+# --- progress ---------------------------------------------------------------------------------
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +224,7 @@ def test_without_progress_nothing_is_written(capsys: pytest.CaptureFixture[str])
     assert output.out == output.err == ""
 
 
-# --- losses that are not finite -----------------------------------------------------------------------------------
+# --- losses that are not finite ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("posterior", ["kronecker", "mean_field"])
@@ -252,7 +252,7 @@ def test_the_replica_whose_loss_is_not_finite_is_named() -> None:
         quiet(bnn, optimizer, [(x, y)], 1)
 
 
-# --- resuming --------------------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------
 
 
 def crash_after(epoch: int) -> Callable[[int, noisynat.History], None]:
@@ -310,18 +310,16 @@ def assert_resumes(kind: str, posterior: Any, path: Path, step: int, checkpoint_
 KINDS = ["tensors", "loader", "loader with generator"]
 
 
-@pytest.mark.parametrize("step", [5, 6, 8, 9, 12, 15])
+@pytest.mark.parametrize("step", [5, 8, 15])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_crash_between_checkpoints_of_epochs(kind: str, step: int, tmp_path: Path) -> None:
     assert_resumes(kind, "kronecker", tmp_path / "run" / "checkpoint.pt", step, None)
 
 
-@pytest.mark.parametrize("checkpoint_every", [1, 2, 3, 4])
-@pytest.mark.parametrize("step", [2, 3, 4, 5, 7, 8, 11])
+@pytest.mark.parametrize("checkpoint_every", [1, 3, 4])
+@pytest.mark.parametrize("step", [5, 7, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_crash_within_an_epoch(kind: str, step: int, checkpoint_every: int, tmp_path: Path) -> None:
-    if step <= checkpoint_every:
-        step += checkpoint_every
     assert_resumes(kind, "kronecker", tmp_path / "checkpoint.pt", step, checkpoint_every)
 
 

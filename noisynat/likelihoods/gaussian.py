@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +73,12 @@ class GaussianLikelihood(Likelihood):
         # The running mean of (y - f)^2 per precision; b = b0 + N/2 residual, so its step is b's.
         self.register_buffer("residual", torch.full(shape, self.initial_std**2, dtype=torch.float64))
         self.register_buffer("outputs_per_precision", torch.ones((), dtype=torch.int64))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GaussianLikelihood:
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty((), dtype=self.dtype)).dtype  # of the outputs, which follow the network's
+        self.residual = self.residual.double()
+        return self
 
     # --- the noise --------------------------------------------------------------------------------
 

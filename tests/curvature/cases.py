@@ -103,18 +103,22 @@ def curvature_matrix(name: str, history: Sequence[Batch], decay: float, precisio
 
 def kronecker_factors(history: Sequence[Batch], decay: float, precision: float = 1.0) -> tuple[Tensor, Tensor]:
     root = precision**0.5
-    s = averaged([factor_s(g) for _, g in history], root * torch.eye(OUT, dtype=torch.float64), decay)
+    s = averaged(
+        [factor_s(g) for _, g in history], root * torch.eye(history[0][1].shape[-1], dtype=torch.float64), decay
+    )
     a = averaged([factor_a(a) for a, _ in history], root * torch.eye(IN, dtype=torch.float64), decay)
     return s, a
 
 
-def damped_matrix(name: str, history: Sequence[Batch], decay: float, damping: Tensor | float) -> Tensor:
+def damped_matrix(
+    name: str, history: Sequence[Batch], decay: float, damping: Tensor | float, precision: float = 1.0
+) -> Tensor:
     """C + gamma I, or the factored form's (S + sqrt(gamma)/pi I) (x) (A + pi sqrt(gamma) I)."""
     damping = torch.as_tensor(damping, dtype=torch.float64)
     if name == "factored":
-        s, a = kronecker_factors(history, decay)
+        s, a = kronecker_factors(history, decay, precision)
         return torch.kron(*factored_damping(s, a, damping))
-    return curvature_matrix(name, history, decay) + damping.expand(OUT, IN).flatten().diag()
+    return curvature_matrix(name, history, decay, precision) + damping.expand(OUT, IN).flatten().diag()
 
 
 def factored_damping(s: Tensor, a: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:

@@ -114,6 +114,16 @@ def test_answers_at_any_damping(name: str, exponent: float) -> None:
     check_all_answers(case.curvature, case.dense(10**exponent))
 
 
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("damping", [1e-6, 1e-3])
+def test_answers_where_the_statistics_alone_are_singular(name: str, damping: float) -> None:
+    """Two examples and one column: rank two of six."""
+    curvature, data = make(name, initial_precision=0.0), random_batch(examples=2, columns=1)
+    curvature.update(*data, 0.0)
+    curvature.refresh(damping)
+    check_all_answers(curvature, damped_matrix(name, [data], 0.0, damping, 0.0))
+
+
 def test_every_batch_element_may_have_its_own_damping(case: Case) -> None:
     damping = torch.rand(*case.batch, 1, 1, dtype=torch.float64) + 0.01
     case.curvature.refresh(damping)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from noisynat.curvature import EigenCorrected
 from tests.curvature.cases import IN, OUT, eigenvectors, fisher, kronecker_factors, make, random_batch
 
 DECAY = 0.8
@@ -27,9 +28,10 @@ def test_d_is_the_fishers_diagonal_in_the_eigenbasis(locations: int) -> None:
 
 def test_d_moves_with_the_basis() -> None:
     """The new d is the diagonal, in the new basis, of the matrix that the old d and basis stood for."""
-    batches = [random_batch() for _ in range(3)]
-    curvature = make("eigen_corrected")
-    represented, q = torch.eye(OUT * IN, dtype=torch.float64), torch.eye(OUT * IN, dtype=torch.float64)
+    # Three outputs: the squares of a rotation in two dimensions are symmetric, and hide a transposed factor.
+    batches = [(random_batch()[0], random_batch()[0].unsqueeze(0)) for _ in range(3)]
+    curvature = EigenCorrected(3, IN, dtype=torch.float64)
+    represented, q = torch.eye(3 * IN, dtype=torch.float64), torch.eye(3 * IN, dtype=torch.float64)
     for count, data in enumerate(batches, start=1):
         curvature.update(*data, DECAY)
         curvature.refresh(0.1)
@@ -37,7 +39,7 @@ def test_d_moves_with_the_basis() -> None:
         old = q @ blended.diag() @ q.T
         q = eigenvectors(*kronecker_factors(batches[:count], DECAY))
         represented = q @ diagonal_in(q, old).diag() @ q.T
-        torch.testing.assert_close(curvature.to_dense(), represented + 0.1 * torch.eye(OUT * IN))
+        torch.testing.assert_close(curvature.to_dense(), represented + 0.1 * torch.eye(3 * IN))
         torch.testing.assert_close(curvature.averages["d"].value.flatten(), diagonal_in(q, represented))
 
 

@@ -121,6 +121,16 @@ def test_singular_statistics_are_no_failure(name: str) -> None:
     assert torch.isfinite(curvature.logdet())
 
 
+def test_factors_whose_product_overflows_are_a_failure() -> None:
+    curvature = trained("kronecker")
+    before = curvature.logdet()
+    for average in curvature.averages.values():
+        average.value[1] *= 1e200
+    curvature.refresh(0.1)
+    assert curvature.failures.tolist() == [0, 1, 0]
+    torch.testing.assert_close(curvature.logdet(), before)
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_counters_and_the_last_good_inverse_survive_saving(name: str) -> None:
     curvature = trained(name)

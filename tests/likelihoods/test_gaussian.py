@@ -31,7 +31,7 @@ def pair(*shape: int) -> tuple[Tensor, Tensor]:
     return torch.randn(*shape, dtype=torch.float64), torch.randn(*shape, dtype=torch.float64)
 
 
-# --- density ------------------------------------------------------------------------------------------------
+# --- density ----------------------------------------------------------------------------------
 
 
 def test_fixed_noise_is_a_standard_deviation() -> None:
@@ -113,7 +113,7 @@ def test_samples_have_the_noises_standard_deviation() -> None:
     torch.testing.assert_close(y.mean(0), f[0], rtol=0, atol=0.01)
 
 
-# --- inference of the noise ---------------------------------------------------------------------------------------
+# --- inference of the noise -------------------------------------------------------------------
 
 
 def test_gammas_rate_moves_by_the_natural_step() -> None:
@@ -198,7 +198,7 @@ def test_a_point_estimate_has_no_kl(noise: Any) -> None:
     assert torch.equal(bound(noise, (3,)).kl(torch.Size((3,))), torch.zeros(3).double())
 
 
-# --- the predictive ----------------------------------------------------------------------------------------------
+# --- the predictive ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_outputs", [1, 2])
@@ -225,7 +225,7 @@ def test_an_observation_model_is_frozen(noise: Any) -> None:
     torch.testing.assert_close(model.log_prob(f, y), before)
 
 
-# --- bad arguments -------------------------------------------------------------------------------------------------
+# --- bad arguments ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [0, -1.0, math.nan, math.inf])
@@ -252,7 +252,7 @@ def test_targets_without_the_output_dimension_raise() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_targets_of_another_dtype_raise(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match="expected torch.float64"):
+    with pytest.raises(TypeError, match=r"expected torch\.float64"):
         bound(0.3).check_targets(torch.zeros(5, 1).double(), torch.zeros(5, 1, dtype=dtype))
 
 

@@ -20,7 +20,7 @@ State = dict[str, Any]
 def data() -> tuple[Tensor, Tensor]:
     """Inputs and targets."""
     g = torch.Generator().manual_seed(3)
-    return (torch.randn(N, size, generator=g, dtype=torch.float64) for size in (3, 2))  # type: ignore[return-value]
+    return torch.randn(N, 3, generator=g).double(), torch.randn(N, 2, generator=g).double()
 
 
 def make(posterior: Any = "kronecker", *, net: nn.Module | None = None, **settings: Any) -> noisynat.VariationalNetwork:
@@ -62,16 +62,14 @@ def assert_close(first: Any, second: Any, **tolerances: float) -> None:
     torch.testing.assert_close(tensors(first), tensors(second), **tolerances)
 
 
-# --- the rule -------------------------------------------------------------------------------------------------
+# --- the rule ---------------------------------------------------------------------------------
 
 
 def test_three_steps_by_hand() -> None:
     """A linear model at its mean: V, momentum, the step, and C, each written out."""
     x, y = data()
     bnn = make("dense", net=nn.Linear(3, 2), kl_weight=0.5, prior=noisynat.GaussianPrior(variance=0.3)).eval()
-    optimizer = noisynat.NoisyNaturalGradient(
-        bnn, lr=0.1, betas=(0.8, 0.7), damping=0.2, kl_clip=None, refresh_every=1
-    )
+    optimizer = noisynat.NoisyNaturalGradient(bnn, lr=0.1, betas=(0.8, 0.7), damping=0.2, kl_clip=None, refresh_every=1)
     a = torch.cat([x, torch.ones(N, 1).double()], 1)
     gamma, tau = 0.5 / (N * 0.3), 4.0
     mean, momentum = bnn.layers[0].mean.detach().clone(), torch.zeros(2, 4).double()
@@ -114,7 +112,7 @@ def test_more_than_ten_outputs_use_sampled_targets() -> None:
     assert torch.linalg.matrix_rank(bnn.posteriors[0].curvature.averages["S"].value) == 5
 
 
-# --- a torch optimizer -----------------------------------------------------------------------------------------
+# --- a torch optimizer ------------------------------------------------------------------------
 
 
 def test_is_a_torch_optimizer_with_a_closure() -> None:
@@ -196,7 +194,7 @@ def test_a_joint_posterior_has_one_damping() -> None:
         noisynat.NoisyNaturalGradient(bnn, param_groups=groups)
 
 
-# --- what statistics are taken from ------------------------------------------------------------------------------
+# --- what statistics are taken from -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("posterior", NATURAL)
@@ -278,7 +276,7 @@ def test_refresh_every_changes_the_covariance_at_the_last_of_its_steps() -> None
     assert changed == [False, False, True, False, False, True, False]
 
 
-# --- damping and the trust region ------------------------------------------------------------------------------------
+# --- damping and the trust region -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("posterior", NATURAL)
@@ -326,7 +324,7 @@ def test_the_trust_region_is_each_replicas_own() -> None:
     assert (free > clip).tolist().count(True) == 2
 
 
-# --- point estimates ------------------------------------------------------------------------------------------------
+# --- point estimates --------------------------------------------------------------------------
 
 
 def test_point_estimates_follow_adam() -> None:
@@ -355,7 +353,7 @@ def test_frozen_parameters_stay() -> None:
     assert torch.equal(bnn.net[1].weight, torch.ones(4).double())
 
 
-# --- misuse -----------------------------------------------------------------------------------------------------------
+# --- misuse -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training that is stopped after any step, saved, loaded elsewhere and continued is bit-equal to training that was not."""
+"""Training that is stopped after any step, saved, loaded elsewhere and continued is bit-equal to one that was not."""
 
 from __future__ import annotations
 
