@@ -33,9 +33,7 @@ FORBIDDEN_TEXT = {
     "a folder of one machine": re.compile(r"(?<![\w.])/" + r"work/"),
     "a folder of tools": re.compile(r"(?<!\w)\." + r"library\b"),  # torch.library is something else
     "a package registry's host": re.compile(
-        r"\b(?:"
-        + "|".join([r"py" + r"pi\.org", r"python" + r"hosted\.org", r"download\.py" + r"torch\.org"])
-        + ")"
+        r"\b(?:" + "|".join([r"py" + r"pi\.org", r"python" + r"hosted\.org", r"download\.py" + r"torch\.org"]) + ")"
     ),
 }
 
@@ -276,9 +274,7 @@ def test_other_calls_are_not_taken_for_factorizations(source: str) -> None:
 
 
 def test_every_module_has_a_docstring() -> None:
-    missing = [
-        relative(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
-    ]
+    missing = [relative(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
     assert not missing, f"no docstring in {', '.join(missing)}"
 
 

@@ -234,15 +234,18 @@ class Curvature(ABC):
     def _count_failures(self, failed: Tensor, candidate: dict[str, Tensor]) -> None:
         self.failures = torch.where(failed, self.failures + 1, 0)
         if bool((self.failures >= _MAX_CONSECUTIVE_FAILURES).any()):
-            worst = {
-                key: f"{linalg.condition_number(linalg.symmetrize(value)).max().item():.1e}"
-                for key, value in candidate.items()
-                if value.shape[-1] == value.shape[-2]
-            }
+            worst = {key: f"{_condition_number(key, value).max().item():.1e}" for key, value in candidate.items()}
             raise CurvatureError(
                 f"the curvature of {self.name!r} could not be factorized {_MAX_CONSECUTIVE_FAILURES} times in a row "
                 f"(condition numbers: {worst}); lower the learning rate, raise the damping or refresh more often"
             )
+
+
+def _condition_number(key: str, value: Tensor) -> Tensor:
+    """Of a statistic: a symmetric matrix (capital letter), or the diagonal of one (*batch, out, in)."""
+    if key.isupper():
+        return linalg.condition_number(linalg.symmetrize(value))
+    return value.amax((-2, -1)) / value.amin((-2, -1))
 
 
 def _choose(failed: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:

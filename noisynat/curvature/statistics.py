@@ -40,12 +40,12 @@ class MovingAverage:
         return bool(self._pending)
 
     def pending_is_finite(self) -> Tensor:
-        """Mask (*batch,) of the elements whose pending rows are all finite."""
+        """Mask (*batch,) of the elements whose pending products are finite: their entries' bound is."""
         finite = torch.ones(self.value.shape[:-2], dtype=torch.bool, device=self.value.device)
         for left, right, _ in self._pending:
-            finite = finite & torch.isfinite(left.sum((-2, -1)))  # a sum is finite only if its terms are
-            if right is not left:
-                finite = finite & torch.isfinite(right.sum((-2, -1)))
+            norm = torch.linalg.vector_norm(left, dim=(-2, -1))
+            other = norm if right is left else torch.linalg.vector_norm(right, dim=(-2, -1))
+            finite = finite & torch.isfinite(norm * other)
         return finite
 
     def commit(self, decay: float, finite: Tensor) -> None:

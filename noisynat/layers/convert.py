@@ -13,6 +13,8 @@ from noisynat.layers.base import VariationalLayer
 from noisynat.layers.linear import VariationalLinear
 from noisynat.random import RandomStream
 
+_WEIGHT_READERS = (nn.TransformerEncoderLayer,)  # its fast path in eval() uses its children's weights directly
+
 POSTERIOR, POINT_ESTIMATE = "posterior", "point estimate"
 
 
@@ -68,8 +70,8 @@ def convert(
 ) -> tuple[nn.Module, list[VariationalLayer]]:
     """A copy of ``net`` whose ``nn.Linear`` layers are variational; ``net`` itself is not changed.
 
-    Layers that are frozen, subclasses of ``nn.Linear`` (whose owner may use their weight directly) or tied to another
-    module's parameters stay as they are.
+    Layers stay as they are if they are frozen, subclasses of ``nn.Linear``, tied to another module's parameters, or owned
+    by a module that reads their weight itself. Forward hooks of a converted layer are not carried over.
 
     Args:
         net: any module, also a single ``nn.Linear``.
@@ -83,9 +85,14 @@ def convert(
     net = copy.deepcopy(net)
     places = Counter(id(module) for _, module in net.named_modules(remove_duplicate=False))
     owners = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
+    read_elsewhere = {id(c) for m in net.modules() if isinstance(m, _WEIGHT_READERS) for c in m.children()}
     layers: dict[int, VariationalLayer] = {}
     for name, module in net.named_modules():
-        if _supported(module) and all(owners[id(p)] == 1 for p in module.parameters()):
+        if (
+            _supported(module)
+            and id(module) not in read_elsewhere
+            and all(owners[id(p)] == 1 for p in module.parameters())
+        ):
             assert isinstance(module, nn.Linear)
             layer = VariationalLinear.from_linear(module, replicas, stream, same=same_start)
             layer.name, layer.reused = name or "linear", places[id(module)] > 1
@@ -106,7 +113,7 @@ def _supported(module: nn.Module) -> bool:
 
 def coverage(net: nn.Module, structure: str, replicas: Sequence[int]) -> Coverage:
     """What became of every parameter of the original network, from the converted one."""
-    rows = []
+    rows, seen = [], set()
     for module_name, module in net.named_modules():
         prefix = f"{module_name}." if module_name else ""
         if isinstance(module, VariationalLayer):
@@ -115,6 +122,9 @@ def coverage(net: nn.Module, structure: str, replicas: Sequence[int]) -> Coverag
                 rows.append(CoverageRow(f"{prefix}bias", (module.out_features,), POSTERIOR, structure))
             continue
         for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue  # tied to one that is listed
+            seen.add(id(parameter))
             detail = type(module).__name__ if parameter.requires_grad else f"{type(module).__name__}, frozen"
             rows.append(CoverageRow(f"{prefix}{name}", tuple(parameter.shape), POINT_ESTIMATE, detail))
     return Coverage(tuple(rows))

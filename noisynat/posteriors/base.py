@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,11 @@ class Posterior(nn.Module, ABC):
         self.batch_shape = self._layers[0].batch_shape
         variances = [prior.initial_variance(layer.in_features, self.batch_shape) for layer in self._layers]
         self.register_buffer("prior_variance", torch.stack(variances).to(self._layers[0].mean.device))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Posterior:
+        super()._apply(fn, recurse)
+        self.prior_variance = self.prior_variance.double()
+        return self
 
     # --- what a family supplies -------------------------------------------------------------------
 

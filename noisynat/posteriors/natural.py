@@ -120,7 +120,10 @@ class NaturalPosterior(Posterior):
 
     def _apply(self, fn: Any, recurse: bool = True) -> NaturalPosterior:
         super()._apply(fn, recurse)
-        self.curvature.load_tensors({key: fn(value) for key, value in self.curvature.state_tensors().items()})
+        state = {key: fn(value) for key, value in self.curvature.state_tensors().items()}
+        if isinstance(self.curvature, Dense):  # its average stays in double precision
+            state = {k: v.double() if v.is_floating_point() and k != "damping" else v for k, v in state.items()}
+        self.curvature.load_tensors(state)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -67,6 +67,14 @@ def test_draws_are_joint_over_locations(structure: str, mode: str) -> None:
     check_moments(outputs(network, sequences), joint if mode == "shared" else by_example(joint, 2 * OUT))
 
 
+@pytest.mark.parametrize(("mode", "independent"), [("local", True), ("per_example", True), ("flipout", False)])
+def test_local_noise_is_independent_between_examples(mode: str, independent: bool) -> None:
+    """Flipout's signs make examples uncorrelated; their squares still share one draw."""
+    squares = outputs(linear_network("kronecker", DRAWS, noise=mode), INPUTS[[0, 0]]).square()
+    correlation = torch.corrcoef(squares.T)[:OUT, OUT:].abs().max()
+    assert bool(correlation <= 5 / DRAWS**0.5) == independent
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_drawn_weights_have_the_posteriors_moments(structure: str) -> None:
     network = linear_network(structure)

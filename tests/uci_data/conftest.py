@@ -75,9 +75,7 @@ def save_tiny(tiny: DatasetInfo, tiny_arrays: tuple[Array, Array]) -> Callable[[
 
 
 @pytest.fixture
-def downloadable(
-    monkeypatch: pytest.MonkeyPatch, tiny: DatasetInfo, tiny_arrays: tuple[Array, Array]
-) -> list[str]:
+def downloadable(monkeypatch: pytest.MonkeyPatch, tiny: DatasetInfo, tiny_arrays: tuple[Array, Array]) -> list[str]:
     """Makes the download of ``tiny`` succeed; returns the list of names fetched so far."""
     fetched: list[str] = []
 

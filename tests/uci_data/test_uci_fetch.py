@@ -41,9 +41,7 @@ def test_wrong_checksum(tiny: DatasetInfo, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plain_lines_when_piped(
-    tiny: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plain_lines_when_piped(tiny: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry = dataclasses.replace(tiny, download_sha256=None)
     fetch(entry, tmp_path, True)
     assert capsys.readouterr().err.splitlines() == [

@@ -20,9 +20,7 @@ Rows = Iterable[Sequence[float]]
 
 def made_up(columns: int, rows: int = 6) -> Array:
     """A table of numbers with two decimals, all different."""
-    return np.round(np.random.default_rng(columns).permutation(rows * columns) * 0.37, 2).reshape(
-        rows, columns
-    )
+    return np.round(np.random.default_rng(columns).permutation(rows * columns) * 0.37, 2).reshape(rows, columns)
 
 
 def check(columns: tuple[Array, Array], X: Array, y: Array) -> None:

@@ -78,9 +78,7 @@ def test_real_concrete_has_rounded_values(real_sets: Path) -> None:
     np.testing.assert_array_equal(data.y, round_half_up(data.y, decimals=2))
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right"), [("Boston", "boston"), ("yatch", "yacht"), ("wine-quality-red", "wine")]
-)
+@pytest.mark.parametrize(("wrong", "right"), [("Boston", "boston"), ("yatch", "yacht"), ("wine-quality-red", "wine")])
 def test_unknown_name_suggests_the_closest(wrong: str, right: str) -> None:
     with pytest.raises(uci_data.UnknownDatasetError, match=f"Did you mean '{right}'") as caught:
         uci_data.load(wrong)

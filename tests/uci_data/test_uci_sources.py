@@ -41,18 +41,14 @@ def damage(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_root_comes_first(
-    save_tiny: Save, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_root_comes_first(save_tiny: Save, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOISYNAT_UCI_DIR", str(save_tiny(tmp_path / "environment").parent))
     save_tiny(cache_dir())
     save_tiny(folder)
     assert uci_data.load("tiny", root=folder).source == f"root folder: {folder / 'tiny.npz'}"
 
 
-def test_environment_comes_before_the_cache(
-    save_tiny: Save, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_comes_before_the_cache(save_tiny: Save, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(cache_dir())
     save_tiny(folder)
     monkeypatch.setenv("NOISYNAT_UCI_DIR", str(folder))
@@ -67,9 +63,7 @@ def test_environment_without_the_set_is_passed_over(
     assert uci_data.load("tiny").source.startswith("cache: ")
 
 
-def test_environment_that_names_no_folder_warns(
-    save_tiny: Save, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_that_names_no_folder_warns(save_tiny: Save, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(cache_dir())
     monkeypatch.setenv("NOISYNAT_UCI_DIR", str(folder / "absent"))
     with pytest.warns(uci_data.DataWarning, match="names no folder"):
@@ -303,9 +297,7 @@ def test_package_with_another_file_is_passed_over_with_a_warning(
     (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
     (package / "tiny.csv").write_text("1,2,3\n")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setitem(
-        REGISTRY, "tiny", dataclasses.replace(tiny, package_file=("made_up_package", "tiny.csv"))
-    )
+    monkeypatch.setitem(REGISTRY, "tiny", dataclasses.replace(tiny, package_file=("made_up_package", "tiny.csv")))
     with (
         pytest.warns(uci_data.DataWarning, match="Passing over"),
         pytest.raises(uci_data.DatasetNotFoundError, match="is not the set"),
