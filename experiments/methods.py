@@ -21,12 +21,17 @@ class Method:
         title: in figures.
         structure: ``posterior=`` of :class:`noisynat.VariationalNetwork`.
         options: of the optimizer, where they are not its defaults.
+        kl_warmup: fraction of the epochs in which the KL's weight rises to its value. The factorized families need one:
+            from full weight on, they prune hidden units before these have learned anything.
+        curvature_final: how far 1 - beta2 falls with the learning rate, see :func:`noisynat.cosine_schedule`.
     """
 
     name: str
     title: str
     structure: Structure
     options: dict[str, Any] = field(default_factory=dict)
+    kl_warmup: float = 0.0
+    curvature_final: float = 0.1
 
     def optimizer(self, network: noisynat.VariationalNetwork) -> Optimizer:
         """The method's optimizer for ``network``."""
@@ -40,12 +45,12 @@ class Method:
 
 
 _METHODS = (
-    Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 0.01}),
-    Method("nng-ffg", "noisy Adam", "diagonal"),
+    Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 0.01}, kl_warmup=0.1, curvature_final=1.0),
+    Method("nng-ffg", "noisy Adam", "diagonal", {"lr": 0.05}, kl_warmup=0.1),
     Method("nng-mvg", "noisy K-FAC, factored damping", "matrix_normal"),
     Method("nng-kron", "noisy K-FAC, exact damping", "kronecker"),
     Method("nng-ekfac", "noisy EK-FAC", "eigen_corrected"),
-    # One D x D matrix for the whole network: statistics and factorizations are its cost, so they are taken less often.
-    Method("nng-full", "full covariance", "dense", {"damping": 0.0, "stats_every": 5, "refresh_every": 10}),
+    # One D x D matrix for the whole network is costly to factorize: seldom, and without a second time for damping.
+    Method("nng-full", "full covariance", "dense", {"damping": 0.0, "refresh_every": 10}),
 )
 METHODS = {method.name: method for method in _METHODS}

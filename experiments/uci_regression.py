@@ -41,6 +41,9 @@ class Configuration:
     prior_variance: float = 1.0
     a0: float = 1.0
     b0: float = 0.001
+    initial_noise: float = 0.1
+    noise_step: float = 0.05
+    initial_precision: float = 10.0
     kl_weight: float = 1.0
     elbo_samples: int = 100
     test_samples: int = 500
@@ -62,12 +65,19 @@ def build(method: Method, splits: Splits, config: Configuration) -> noisynat.Var
     net = nn.Sequential(nn.Linear(splits.features, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1))
     return noisynat.VariationalNetwork(
         net,
-        likelihood=noisynat.GaussianLikelihood(noise="gamma", a0=config.a0, b0=config.b0),
+        likelihood=noisynat.GaussianLikelihood(
+            noise="gamma",
+            a0=config.a0,
+            b0=config.b0,
+            initial_std=config.initial_noise,
+            step_size=config.noise_step,
+        ),
         prior=noisynat.GaussianPrior(variance=config.prior_variance),
         posterior=method.structure,
         num_data=splits.num_train,
         kl_weight=config.kl_weight,
         replicas=splits.count,
+        initial_precision=config.initial_precision,
         seed=config.seed,
     )
 
@@ -86,10 +96,12 @@ def train(
         optimizer,
         data,
         config.epochs,
-        scheduler=noisynat.cosine_schedule(optimizer, config.epochs * len(data)),
+        scheduler=noisynat.cosine_schedule(
+            optimizer, config.epochs * len(data), curvature_final=method.curvature_final
+        ),
+        kl_warmup=method.kl_warmup,
         progress=progress,
         checkpoint=checkpoint,
-        checkpoint_every=None,
     )
     return network, history
 
@@ -175,12 +187,13 @@ def main(
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the rule's number of epochs.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/uci"),
     seed: Annotated[int, typer.Option(help="Of initial weights, batches and noise.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of torch; networks this small gain nothing from more.")
+    ] = 1,
 ) -> None:
     """Train, evaluate and report; finished parts are kept, a stopped one is resumed."""
     console = Console(soft_wrap=True)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     chosen = _methods(methods)
     names = datasets or ["boston"]
     for name in names:

@@ -62,7 +62,8 @@ class VariationalNetwork(nn.Module):
             fresh ones.
         strict: refuse networks in which some trainable parameter would stay a point estimate.
         init: ``"weights"`` starts all replicas from ``net``'s weights.
-        initial_precision: the curvature's first value, in units of one example's Fisher.
+        initial_precision: the curvature's first value, in units of one example's Fisher; the larger, the narrower the
+            posterior at the start, which keeps units from being pruned before they have learned something.
         seed: of all random numbers; by default derived from torch's global generator, which is not advanced.
 
     Raises:
@@ -128,6 +129,7 @@ class VariationalNetwork(nn.Module):
             "kl_weight": self._kl_weight,
             "noise_mode": noise,
             "structure": self.structure,
+            "initial_precision": initial_precision,
         }
         groups = [self.layers] if self.structure == "dense" else [[layer] for layer in self.layers]
         posteriors: list[Posterior] = []
@@ -136,9 +138,7 @@ class VariationalNetwork(nn.Module):
                 posteriors.append(MeanFieldPosterior(group[0], prior, **settings))
             else:
                 curvature = CURVATURES[self.structure]
-                posteriors.append(
-                    NaturalPosterior(group, prior, curvature, initial_precision=initial_precision, **settings)
-                )
+                posteriors.append(NaturalPosterior(group, prior, curvature, **settings))
             for layer in group:
                 layer.attach(posteriors[-1], self.training_stream)
         return posteriors

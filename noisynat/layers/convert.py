@@ -70,8 +70,8 @@ def convert(
 ) -> tuple[nn.Module, list[VariationalLayer]]:
     """A copy of ``net`` whose ``nn.Linear`` layers are variational; ``net`` itself is not changed.
 
-    Layers stay as they are if they are frozen, subclasses of ``nn.Linear``, tied to another module's parameters, or owned
-    by a module that reads their weight itself. Forward hooks of a converted layer are not carried over.
+    Layers stay as they are if they are frozen, subclasses of ``nn.Linear``, tied to another module's parameters, or
+    owned by a module that reads their weight itself. Forward hooks of a converted layer are not carried over.
 
     Args:
         net: any module, also a single ``nn.Linear``.
@@ -88,11 +88,8 @@ def convert(
     read_elsewhere = {id(c) for m in net.modules() if isinstance(m, _WEIGHT_READERS) for c in m.children()}
     layers: dict[int, VariationalLayer] = {}
     for name, module in net.named_modules():
-        if (
-            _supported(module)
-            and id(module) not in read_elsewhere
-            and all(owners[id(p)] == 1 for p in module.parameters())
-        ):
+        private = id(module) not in read_elsewhere and all(owners[id(p)] == 1 for p in module.parameters())
+        if private and _supported(module):
             assert isinstance(module, nn.Linear)
             layer = VariationalLinear.from_linear(module, replicas, stream, same=same_start)
             layer.name, layer.reused = name or "linear", places[id(module)] > 1

@@ -23,14 +23,18 @@ class MeanFieldPosterior(Posterior):
 
     Args:
         layer: whose weights it describes.
-        initial_std: standard deviation that every weight starts from.
+        initial_precision: sets the standard deviation that every weight starts from to that of a natural posterior,
+            sqrt((lambda / N) / (initial_precision + gamma)) with gamma = lambda / (N eta).
         settings: as for :class:`~noisynat.posteriors.base.Posterior`.
     """
 
-    def __init__(self, layer: VariationalLayer, *args: Any, initial_std: float = 0.05, **settings: Any) -> None:
+    def __init__(self, layer: VariationalLayer, *args: Any, initial_precision: float = 1.0, **settings: Any) -> None:
         super().__init__((layer,), *args, **settings)
         noise.check_mode(self.noise_mode, self.structure, True)
-        self.log_std = nn.Parameter(torch.full_like(layer.mean, initial_std).log())
+        scale = self.kl_weight / self.num_data
+        variance = scale / (initial_precision + scale / self.prior_variance[0])  # (*replicas,)
+        log_std = variance.log() / 2
+        self.log_std = nn.Parameter(log_std.to(layer.mean.dtype)[..., None, None].expand(layer.mean.shape).clone())
 
     @property
     def _root(self) -> DampedInverse:

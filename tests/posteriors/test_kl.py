@@ -78,11 +78,12 @@ def test_mean_field_kl_is_differentiable_in_log_std() -> None:
     torch.testing.assert_close(posterior.log_std.grad, variance / ETA - 1)
 
 
-def test_mean_field_starts_from_the_initial_std() -> None:
+def test_mean_field_starts_as_wide_as_a_natural_posterior() -> None:
     layer = VariationalLinear(2, 3, dtype=torch.float64)
     settings = {"num_data": 5, "kl_weight": 1.0, "noise_mode": "auto", "structure": "mean_field"}
-    posterior = MeanFieldPosterior(layer, GaussianPrior(), initial_std=0.2, **settings)
-    torch.testing.assert_close(posterior.covariance(), 0.04 * torch.eye(9).double())
+    posterior = MeanFieldPosterior(layer, GaussianPrior(2.0), initial_precision=3.0, **settings)
+    expected = 1 / 5 / (3.0 + 1 / (5 * 2.0))
+    torch.testing.assert_close(posterior.covariance(), expected * torch.eye(9).double())
 
 
 @pytest.mark.parametrize("replicas", [None, 2])
