@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -23,7 +24,7 @@ class CosineSchedule(LRScheduler):
                 group.setdefault("initial_beta2", group["betas"][1])
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rates of the present step, one per group; sets the groups' beta2 too."""
         progress = min(self.last_epoch / self.total_steps, 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
