@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 import noisynat
-from noisynat.network import Structure
+from noisynat.posteriors.families import Structure
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -11,35 +12,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from noisynat.curvature import Curvature, Dense, Diagonal, EigenCorrected, Kronecker, fisher
+from noisynat import border
+from noisynat.curvature import fisher
 from noisynat.elbo import ELBO, expectation_of_pairs
-from noisynat.layers.base import Record, VariationalLayer, drawn_weights, recording
+from noisynat.layers.base import Record, drawn_weights, recording
 from noisynat.layers.convert import POINT_ESTIMATE, Coverage, convert, coverage
 from noisynat.likelihoods.base import Likelihood
 from noisynat.posteriors.base import Posterior
 from noisynat.posteriors.draws import Draw
-from noisynat.posteriors.mean_field import MeanFieldPosterior
+from noisynat.posteriors.families import STRUCTURES, Structure, make_posteriors
 from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
 from noisynat.predictive import Predictive
 from noisynat.priors import GaussianPrior
 from noisynat.random import RandomStream, derived_seed
-
-Structure = Literal[
-    "diagonal", "matrix_normal", "kronecker", "eigen_corrected", "dense", "dense_per_layer", "mean_field"
-]
-
-CURVATURES: dict[str, Callable[..., Curvature]] = {
-    "diagonal": Diagonal,
-    "matrix_normal": partial(Kronecker, damping_form="factored"),
-    "kronecker": Kronecker,
-    "eigen_corrected": EigenCorrected,
-    "dense": Dense,
-    "dense_per_layer": Dense,
-}
-
-_WEIGHTS_AT_ONCE = 2**20  # entries of the draws that one vectorized forward pass carries
-_ACTIVATIONS_AT_ONCE = 2**22  # entries of the widest activation of such a pass
+from noisynat.sampling import FunctionSampler
 
 
 class VariationalNetwork(nn.Module):
@@ -50,7 +37,7 @@ class VariationalNetwork(nn.Module):
     Args:
         net: any ``nn.Module`` that maps (B, in) to (B, K). It is copied, not changed. Parameters of layers that
             cannot have a posterior stay point estimates and show in :meth:`coverage`.
-        likelihood: p(y | f); it becomes part of this network.
+        likelihood: p(y | f); it is copied too, and the copy learns.
         prior: p(w); N(0, 1) by default.
         posterior: the family. ``"diagonal"`` (noisy Adam), ``"matrix_normal"`` (noisy K-FAC as published, with
             factored damping), ``"kronecker"`` (with exact damping), ``"eigen_corrected"``, ``"dense"`` (one joint
@@ -95,10 +82,10 @@ class VariationalNetwork(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_data = _checked_num_data(num_data)
-        self._kl_weight = _checked_kl_weight(kl_weight)
-        if posterior not in (*CURVATURES, "mean_field"):
-            raise ValueError(f"posterior is one of {', '.join((*CURVATURES, 'mean_field'))}; got {posterior!r}")
+        self.num_data = border.checked_num_data(num_data)
+        self._kl_weight = border.checked_kl_weight(kl_weight)
+        if posterior not in STRUCTURES:
+            raise ValueError(f"posterior is one of {', '.join(STRUCTURES)}; got {posterior!r}")
         if replicas is not None and replicas < 1:
             raise ValueError(f"replicas must be None or at least 1, got {replicas}")
         if init not in (None, "weights"):
@@ -114,34 +101,26 @@ class VariationalNetwork(nn.Module):
         if not self.layers:
             raise ValueError("no layer of this network can have a posterior: it has no trainable nn.Linear of its own")
         self._check_point_estimates(strict)
-        self.likelihood = likelihood
         mean = self.layers[0].mean
-        likelihood.bind(self.num_data, self.replicas, mean.dtype)
-        likelihood.to(mean.device)
-        posteriors = self._make_posteriors(prior or GaussianPrior(), noise, initial_precision)
+        self.likelihood = copy.deepcopy(likelihood)
+        self.likelihood.bind(self.num_data, self.replicas, mean.dtype)
+        self.likelihood.to(mean.device)
+        posteriors = make_posteriors(
+            self.layers,
+            posterior,
+            prior or GaussianPrior(),
+            num_data=self.num_data,
+            kl_weight=self._kl_weight,
+            noise_mode=noise,
+            initial_precision=initial_precision,
+        )
+        for one in posteriors:
+            for layer in one.layers:
+                layer.attach(one, self.training_stream)
         self._posteriors = nn.ModuleList(posteriors)
+        self._sampler = FunctionSampler(self.net, self.layers, posteriors)
         self.statistics_due = False  # set by an optimizer: whether the next loss feeds the curvature
         self.fisher: fisher.FisherKind | None = None
-
-    def _make_posteriors(self, prior: GaussianPrior, noise: str, initial_precision: float) -> list[Posterior]:
-        settings: dict[str, Any] = {
-            "num_data": self.num_data,
-            "kl_weight": self._kl_weight,
-            "noise_mode": noise,
-            "structure": self.structure,
-            "initial_precision": initial_precision,
-        }
-        groups = [self.layers] if self.structure == "dense" else [[layer] for layer in self.layers]
-        posteriors: list[Posterior] = []
-        for group in groups:
-            if self.structure == "mean_field":
-                posteriors.append(MeanFieldPosterior(group[0], prior, **settings))
-            else:
-                curvature = CURVATURES[self.structure]
-                posteriors.append(NaturalPosterior(group, prior, curvature, **settings))
-            for layer in group:
-                layer.attach(posteriors[-1], self.training_stream)
-        return posteriors
 
     # --- what it is made of -----------------------------------------------------------------------
 
@@ -152,7 +131,7 @@ class VariationalNetwork(nn.Module):
 
     @kl_weight.setter
     def kl_weight(self, value: float) -> None:
-        self._kl_weight = _checked_kl_weight(value)
+        self._kl_weight = border.checked_kl_weight(value)
         for posterior in self.posteriors:
             posterior.kl_weight = value
 
@@ -179,7 +158,7 @@ class VariationalNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs f (*replicas, B, K): of a posterior sample in ``train()``, of the mean in ``eval()``."""
-        x = self._with_replicas(x)
+        x = border.with_replicas(x, self.replicas)
         with ExitStack() as stack:
             if self.training and all(layer._drawn is None for layer in self.layers):
                 self._fix_training_draws(x, stack)
@@ -218,15 +197,15 @@ class VariationalNetwork(nn.Module):
 
     def loss_per_replica(self, x: Tensor, y: Tensor) -> Tensor:
         """As :meth:`loss`, before the sum over replicas: (*replicas,)."""
-        x = self._checked_inputs(x)
-        y = self._checked_targets(y)
+        x = border.checked_inputs(x, self.layers[0].mean)
+        y = border.checked_targets(y)
         feed = torch.is_grad_enabled() and self.is_natural and self.statistics_due
         with ExitStack() as stack:
             if torch.is_grad_enabled() and self.training:
                 stack.enter_context(self.training_stream.antithetic(x.device))
             records = stack.enter_context(recording(self.layers)) if feed else []
             f = self(x)
-        y = self.likelihood.check_targets(f, self._targets_with_replicas(y, f))
+        y = self.likelihood.check_targets(f, border.targets_with_replicas(y, f, self.replicas))
         loss = -self.likelihood.log_prob(f, y).mean(-1)
         if torch.is_grad_enabled() and loss.requires_grad:
             statistics = self._statistics(f, y, records) if feed else []
@@ -287,22 +266,24 @@ class VariationalNetwork(nn.Module):
             warning says so and the log-likelihood is scaled.
         """
         batches = [(x, y)] if isinstance(x, Tensor) else x
-        log_likelihood, examples = torch.zeros(()), 0
+        log_likelihood, examples, rows = torch.zeros(()), 0, len(self.replicas)
         controls: list[Tensor] = []
-        draws = list(self._draws(-(-num_samples // 2), self._stream(generator), controls=controls))
-        draws = [self._mirrored(draw, sign) for sign in (1, -1) for draw in draws]
+        draws = list(self._sampler.draw(-(-num_samples // 2), self._stream(generator), controls=controls))
+        draws += [self._sampler.mirror(draw) for draw in draws]
         for inputs, targets in batches:
-            inputs = self._with_replicas(self._checked_inputs(inputs))
-            targets = self._checked_targets(targets)
-            if targets.shape[-2:-1] != inputs.shape[-2:-1]:  # nothing to split: the likelihood says what it wants
-                self.likelihood.check_targets(self._evaluate(inputs, draws[:1])[0], targets)
-            size = batch_size or self._rows_per_pass(draws[0])
-            for part, target in zip(inputs.split(size, -2), targets.split(size, -2), strict=True):
-                f = self._evaluate(part, draws)
-                target = self.likelihood.check_targets(f[0], self._targets_with_replicas(target, f[0]))
+            inputs = border.with_replicas(border.checked_inputs(inputs, self.layers[0].mean), self.replicas)
+            first = self._sampler.evaluate(inputs.narrow(rows, 0, 1), draws[:1])[0]  # to learn the outputs' shape
+            outputs = first.expand(*first.shape[:rows], inputs.shape[rows], *first.shape[rows + 1 :])
+            targets = border.targets_with_replicas(border.checked_targets(targets), outputs, self.replicas)
+            targets = self.likelihood.check_targets(outputs, targets)
+            size = batch_size or self._sampler.rows_per_pass(draws[0])
+            for part, target in zip(inputs.split(size, rows), targets.split(size, rows), strict=True):
+                f = self._sampler.evaluate(part, draws)
                 log_prob = torch.stack([self.likelihood.log_prob(sample, target) for sample in f])
                 log_likelihood = log_likelihood.to(f.device) + log_prob.double().sum(-1)
-            examples += inputs.shape[-2]
+            examples += inputs.shape[rows]
+        if not examples:
+            raise ValueError("there are no examples to take the ELBO on")
         if examples != self.num_data:
             warnings.warn(
                 f"the ELBO was asked for on {examples} examples, but num_data is {self.num_data}: the log-likelihood "
@@ -310,8 +291,8 @@ class VariationalNetwork(nn.Module):
                 stacklevel=2,
             )
             log_likelihood = log_likelihood * (self.num_data / examples)
-        first, second = log_likelihood.chunk(2)
-        estimate, error = expectation_of_pairs(first, second, torch.cat(controls))
+        plain, mirrored = log_likelihood.chunk(2)
+        estimate, error = expectation_of_pairs(plain, mirrored, torch.cat(controls))
         return ELBO(
             expected_log_likelihood=estimate,
             kl_by_layer={posterior.name: posterior.kl_divergence() for posterior in self.posteriors},
@@ -341,17 +322,17 @@ class VariationalNetwork(nn.Module):
         Returns:
             A :class:`~noisynat.Predictive` with samples (S, *replicas, N, K).
         """
-        x = self._with_replicas(self._checked_inputs(x))
-        stream = self._stream(generator)
-        draws = list(self._draws(num_samples, stream))
-        rows = batch_size or self._rows_per_pass(draws[0])
-        parts = [self._evaluate(part, draws) for part in x.split(rows, -2)]
-        return Predictive(torch.cat(parts, dim=-2), self.likelihood.observation_model(), stream)
+        x = border.with_replicas(border.checked_inputs(x, self.layers[0].mean), self.replicas)
+        stream, rows = self._stream(generator), len(self.replicas)
+        draws = list(self._sampler.draw(num_samples, stream))
+        size = batch_size or self._sampler.rows_per_pass(draws[0])
+        parts = [self._sampler.evaluate(part, draws) for part in x.split(size, rows)]
+        return Predictive(torch.cat(parts, dim=1 + rows), self.likelihood.observation_model(), stream)
 
     @contextmanager
     def sampled_weights(self, generator: torch.Generator | None = None) -> Iterator[None]:
         """One shared posterior draw for every forward pass inside the block; parameters are not touched."""
-        draws = next(self._draws(1, self._stream(generator), vectorized=False))
+        draws = next(self._sampler.draw(1, self._stream(generator), single=True))
         with drawn_weights(self.layers, draws):
             yield
 
@@ -360,115 +341,11 @@ class VariationalNetwork(nn.Module):
         if num_functions < 1:
             raise ValueError(f"num_functions must be at least 1, got {num_functions}")
         with torch.no_grad():
-            draws = self._draws(num_functions, self._stream(generator), vectorized=False)
+            draws = self._sampler.draw(num_functions, self._stream(generator), single=True)
             return [SampledFunction(self, draw) for draw in draws]
-
-    def _draws(
-        self,
-        count: int,
-        stream: RandomStream,
-        *,
-        vectorized: bool | None = None,
-        controls: list[Tensor] | None = None,
-    ) -> Iterator[list[Draw]]:
-        """Draws of all weights, in the order of the layers, several at once where the network can carry them.
-
-        Args:
-            count: how many.
-            stream: of the random numbers.
-            vectorized: whether a draw may have a sample dimension; by default where the network can carry one.
-            controls: gets the value of the ELBO's control variate of every draw, (S, *replicas).
-        """
-        if count < 1:
-            raise ValueError(f"num_samples must be at least 1, got {count}")
-        if vectorized is None:
-            vectorized = _carries_samples(self.net)
-        weights = sum(layer.mean.numel() for layer in self.layers)
-        most = max(_WEIGHTS_AT_ONCE // weights, 1) if vectorized else 1
-        for start in range(0, count, most):
-            sample = (min(most, count - start),)
-            fixed: dict[int, Draw] = {}
-            control = torch.zeros(())
-            for posterior in self.posteriors:
-                deviations, norm = posterior.draw_deviations(sample, stream)
-                if controls is not None:
-                    control = control.to(norm.device) + posterior.quadratic_loss(deviations, norm)
-                for layer, deviation in zip(posterior.layers, deviations, strict=True):
-                    weight = (layer.mean + deviation).detach()
-                    fixed[id(layer)] = Draw(weight if vectorized else weight.squeeze(0))
-            if controls is not None:
-                controls.append(control)
-            yield [fixed[id(layer)] for layer in self.layers]
-
-    def _evaluate(self, x: Tensor, draws: Sequence[list[Draw]]) -> Tensor:
-        """Outputs (S, *replicas, N, K) in evaluation mode, whatever mode the network is in."""
-        modes = [(module, module.training) for module in self.net.modules()]
-        self.net.eval()
-        try:
-            outputs = []
-            for draw in draws:
-                sample = draw[0].weight.shape[: draw[0].weight.dim() - 2 - len(self.replicas)]
-                with drawn_weights(self.layers, draw):
-                    f = self.net(x.expand(*sample, *x.shape))
-                outputs.append(f if sample else f.unsqueeze(0))
-            return torch.cat(outputs)
-        finally:
-            for module, training in modes:
-                module.training = training
-
-    def _rows_per_pass(self, draws: list[Draw]) -> int:
-        """Rows of the data that one forward pass with ``draws`` takes without much memory."""
-        widest = max(max(layer.columns, layer.out_features) for layer in self.layers)
-        networks = draws[0].weight.shape[:-2].numel()
-        return max(_ACTIVATIONS_AT_ONCE // (widest * networks), 1)
-
-    def _mirrored(self, draws: list[Draw], sign: int) -> list[Draw]:
-        """The draws themselves, or their mirror images about the posterior mean."""
-        if sign > 0:
-            return draws
-        return [Draw(2 * layer.mean.detach() - draw.weight) for layer, draw in zip(self.layers, draws, strict=True)]
 
     def _stream(self, generator: torch.Generator | None) -> RandomStream:
         return self.evaluation_stream if generator is None else RandomStream.wrap(generator)
-
-    # --- the border -------------------------------------------------------------------------------
-
-    def _checked_inputs(self, x: Tensor) -> Tensor:
-        expected = self.layers[0].mean
-        if not isinstance(x, Tensor):
-            raise TypeError(f"inputs must be a torch.Tensor, got {type(x).__name__}")
-        if x.dim() < 2:
-            raise ValueError(f"inputs must be (B, features), got shape {tuple(x.shape)}")
-        if x.numel() == 0:
-            raise ValueError(f"the batch is empty: inputs have shape {tuple(x.shape)}")
-        if x.dtype != expected.dtype and x.is_floating_point():
-            raise TypeError(f"inputs are {x.dtype}, the network's weights {expected.dtype}; use x.to({expected.dtype})")
-        if x.is_floating_point() and not _all_finite(x):
-            raise ValueError("inputs contain NaN or infinite values")
-        return x
-
-    def _checked_targets(self, y: Tensor | None) -> Tensor:
-        if not isinstance(y, Tensor):
-            raise TypeError(f"targets must be a torch.Tensor, got {type(y).__name__}")
-        if y.is_floating_point() and not _all_finite(y):
-            raise ValueError("targets contain NaN or infinite values")
-        return y
-
-    def _with_replicas(self, x: Tensor) -> Tensor:
-        count = len(self.replicas)
-        if not count:
-            return x
-        if x.dim() == 2:
-            return x.expand(*self.replicas, *x.shape)
-        if x.shape[:count] != self.replicas:
-            raise ValueError(
-                f"inputs have shape {tuple(x.shape)}, expected (B, features) or ({self.replicas[0]}, B, features) for "
-                f"{self.replicas[0]} replicas"
-            )
-        return x
-
-    def _targets_with_replicas(self, y: Tensor, f: Tensor) -> Tensor:
-        return y.expand(f.shape) if self.replicas and y.shape == f.shape[len(self.replicas) :] else y
 
     def _fix_training_draws(self, x: Tensor, stack: ExitStack) -> None:
         examples = len(self.replicas)
@@ -527,38 +404,6 @@ class SampledFunction:
 
     def __call__(self, x: Tensor) -> Tensor:
         """f (*replicas, N, K) at x (N, in) or (*replicas, N, in)."""
-        x = self._network._with_replicas(self._network._checked_inputs(x))
-        return self._network._evaluate(x, [self._draws])[0]
-
-
-def _checked_num_data(num_data: int | None) -> int:
-    if num_data is None:
-        raise TypeError("num_data is required: the number N of training examples, which scales the KL and the noise")
-    if isinstance(num_data, bool) or int(num_data) != num_data or num_data < 1:
-        raise ValueError(f"num_data must be a positive whole number of training examples, got {num_data}")
-    return int(num_data)
-
-
-def _checked_kl_weight(kl_weight: float) -> float:
-    if not (kl_weight > 0 and kl_weight < float("inf")):
-        raise ValueError(f"kl_weight must be positive and finite, got {kl_weight}")
-    return float(kl_weight)
-
-
-def _all_finite(values: Tensor) -> bool:
-    # A finite sum has finite terms, and one pass tells; only an overflowing sum needs the longer look.
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
-
-
-_ELEMENTWISE = (nn.Identity, nn.Dropout, nn.LayerNorm, nn.Linear, nn.Softplus)
-
-
-def _carries_samples(net: nn.Module) -> bool:
-    """Whether a forward pass of ``net`` works with any leading dimensions: plain stacks of layers do."""
-    if isinstance(net, (VariationalLayer, *_ELEMENTWISE)):
-        return True
-    if isinstance(net, nn.Sequential):
-        return type(net) is nn.Sequential and all(_carries_samples(child) for child in net)
-    return type(net).__module__ == "torch.nn.modules.activation" and not isinstance(
-        net, (nn.MultiheadAttention, nn.PReLU)
-    )
+        network = self._network
+        x = border.with_replicas(border.checked_inputs(x, network.layers[0].mean), network.replicas)
+        return network._sampler.evaluate(x, [self._draws])[0]

@@ -66,7 +66,7 @@ BAD_DATA: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "float64 targets": (GOOD_X, GOOD_Y.double(), TypeError, r"use y.to\(torch.float32\)"),
     "integer targets": (GOOD_X, GOOD_Y.long(), TypeError, r"use y.to\(torch.float32\)"),
     "empty batch": (torch.zeros(0, 3), torch.zeros(0, 1), ValueError, "the batch is empty"),
-    "wrong width": (torch.zeros(4, 7), GOOD_Y, ValueError, "takes 3 inputs, got x of shape .*4, 7"),
+    "wrong width": (torch.zeros(4, 7), GOOD_Y, ValueError, "takes 3 inputs, got 7 features"),
     "one-dimensional inputs": (torch.zeros(3), GOOD_Y, ValueError, r"must be \(B, features\)"),
     "numpy inputs": (np.zeros((4, 3)), GOOD_Y, TypeError, "inputs must be a torch.Tensor, got ndarray"),
     "numpy targets": (GOOD_X, np.zeros((4, 1)), TypeError, "targets must be a torch.Tensor, got ndarray"),

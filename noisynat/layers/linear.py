@@ -74,7 +74,7 @@ class VariationalLinear(VariationalLayer):
             ValueError: if the last dimension of x is not ``in_features``.
         """
         if x.shape[-1] != self.in_features:
-            raise ValueError(f"layer {self.name!r} takes {self.in_features} inputs, got x of shape {tuple(x.shape)}")
+            raise ValueError(f"layer {self.name!r} takes {self.in_features} inputs, got {x.shape[-1]} features")
         weight, per_example = self._drawn or Draw(self.mean)
         lead = weight.dim() - 2 - per_example  # sample and replica dimensions
         a = x.reshape(*x.shape[: lead + 1], -1, self.in_features)
