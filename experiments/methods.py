@@ -21,8 +21,8 @@ class Method:
         title: in figures.
         structure: ``posterior=`` of :class:`noisynat.VariationalNetwork`.
         options: of the optimizer, where they are not its defaults.
-        kl_warmup: fraction of the epochs in which the KL's weight rises to its value. The factorized families need one:
-            from full weight on, they prune hidden units before these have learned anything.
+        kl_warmup: fraction of the epochs in which the KL's weight rises to its value. The fewer correlations a family
+            has, the more it needs one: from full weight on, it prunes hidden units before they have learned anything.
         curvature_final: how far 1 - beta2 falls with the learning rate, see :func:`noisynat.cosine_schedule`.
     """
 
@@ -45,11 +45,11 @@ class Method:
 
 
 _METHODS = (
-    Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 0.01}, kl_warmup=0.1, curvature_final=1.0),
+    Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 0.015}, kl_warmup=0.1, curvature_final=1.0),
     Method("nng-ffg", "noisy Adam", "diagonal", {"lr": 0.05}, kl_warmup=0.1),
-    Method("nng-mvg", "noisy K-FAC, factored damping", "matrix_normal"),
-    Method("nng-kron", "noisy K-FAC, exact damping", "kronecker"),
-    Method("nng-ekfac", "noisy EK-FAC", "eigen_corrected"),
+    Method("nng-mvg", "noisy K-FAC, factored damping", "matrix_normal", kl_warmup=0.05),
+    Method("nng-kron", "noisy K-FAC, exact damping", "kronecker", kl_warmup=0.05),
+    Method("nng-ekfac", "noisy EK-FAC", "eigen_corrected", kl_warmup=0.05),
     # One D x D matrix for the whole network is costly to factorize: seldom, and without a second time for damping.
     Method("nng-full", "full covariance", "dense", {"damping": 0.0, "refresh_every": 10}),
 )

@@ -10,6 +10,7 @@ and split), ``summary.csv``, ``results.md`` and a figure per data set. A run tha
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -192,6 +193,7 @@ def main(
     ] = 1,
 ) -> None:
     """Train, evaluate and report; finished parts are kept, a stopped one is resumed."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # lines appear as they come when piped
     console = Console(soft_wrap=True)
     torch.set_num_threads(threads)
     chosen = _methods(methods)
