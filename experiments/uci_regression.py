@@ -199,9 +199,16 @@ def main(
     chosen = _methods(methods)
     names = datasets or ["boston"]
     for name in names:
-        uci_data.info(name)  # an unknown name fails before anything is trained
+        try:
+            uci_data.info(name)  # an unknown name fails before anything is trained
+        except uci_data.UnknownDatasetError as error:
+            raise typer.BadParameter(str(error), param_hint="DATASETS") from error
     for name in names:
-        data = load_splits(uci_data.load(name), splits)
+        try:
+            data = load_splits(uci_data.load(name), splits)
+        except uci_data.DatasetNotFoundError as error:
+            console.print(str(error), markup=False)
+            raise typer.Exit(1) from error
         config = replace(Configuration.for_size(name, data.num_train), seed=seed)
         if epochs is not None:
             config = replace(config, epochs=epochs)

@@ -142,12 +142,15 @@ class Posterior(nn.Module, ABC):
     def output_noise(self, a: Tensor, reused: bool, stream: RandomStream) -> Tensor:
         """Deviations of a layer's outputs (*replicas, B, T, out) for inputs a (*replicas, B, T, columns)."""
         root = self._root
-        if not isinstance(root, KroneckerBasisInverse):
+        mode = noise.choose_mode(
+            self.noise_mode, supports_output_noise=root.supports_output_noise, locations=a.shape[-2], reused=reused
+        )
+        if mode not in ("local", "flipout"):
             raise RuntimeError(
-                f"the posterior of {self.name!r} needs its weights drawn before the pass; call the VariationalNetwork, "
+                f"noise={mode!r} of {self.name!r} needs the weights drawn before the pass; call the VariationalNetwork, "
                 "not one of its layers"
             )
-        mode = noise.choose_mode(self.noise_mode, supports_output_noise=True, locations=a.shape[-2], reused=reused)
+        assert isinstance(root, KroneckerBasisInverse)
         make = noise.local_noise if mode == "local" else noise.flipout_noise
         return self._scale * make(root, a, stream)
 
