@@ -147,8 +147,8 @@ class Posterior(nn.Module, ABC):
         )
         if mode not in ("local", "flipout"):
             raise RuntimeError(
-                f"noise={mode!r} of {self.name!r} needs the weights drawn before the pass; call the VariationalNetwork, "
-                "not one of its layers"
+                f"noise={mode!r} of {self.name!r} needs the weights drawn before the pass; call the "
+                "VariationalNetwork, not one of its layers"
             )
         assert isinstance(root, KroneckerBasisInverse)
         make = noise.local_noise if mode == "local" else noise.flipout_noise
