@@ -2,7 +2,7 @@
 
 from noisynat.data import TensorBatches
 from noisynat.elbo import ELBO
-from noisynat.errors import CurvatureError, MissingExtraError, NonFiniteLossError
+from noisynat.errors import CurvatureError, NonFiniteLossError
 from noisynat.likelihoods import GaussianLikelihood, Likelihood
 from noisynat.network import SampledFunction, VariationalNetwork
 from noisynat.optim import NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
@@ -17,7 +17,6 @@ __all__ = [
     "GaussianPrior",
     "History",
     "Likelihood",
-    "MissingExtraError",
     "NoisyAdam",
     "NoisyKFAC",
     "NoisyNaturalGradient",
