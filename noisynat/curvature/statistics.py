@@ -62,14 +62,22 @@ class MovingAverage:
         self._pending.clear()
 
     def _blend(self, value: Tensor, decay: float, total: float, finite: Tensor | None) -> None:
-        """``value <- decay value + (1 - decay) pooled batch``, in place, by fused products over the flattened batch."""
+        """``value <- decay value + (1 - decay) pooled batch``, in place.
+
+        In double precision by one fused product. In single precision the product is taken first: row by row, terms of
+        size (1 - decay) / count would drown in the rounding of the average.
+        """
         flat, keep = value.view(-1, *value.shape[-2:]), decay
         for left, right, _ in self._pending:
             rows = [r.to(value.dtype).expand(*value.shape[:-2], *r.shape[-2:]) for r in (left, right)]
             if finite is not None:
                 rows = [torch.where(finite[..., None, None], r, 0) for r in rows]
             left_rows, right_rows = (r.reshape(-1, *r.shape[-2:]) for r in rows)
-            flat.baddbmm_(left_rows.mT, right_rows, beta=keep, alpha=(1 - decay) / total)
+            weight = (1 - decay) / total
+            if value.dtype == torch.float64:
+                flat.baddbmm_(left_rows.mT, right_rows, beta=keep, alpha=weight)
+            else:
+                flat.mul_(keep).add_(left_rows.mT @ right_rows, alpha=weight)
             keep = 1.0
 
     def debiased(self) -> Tensor:

@@ -228,3 +228,13 @@ def test_one_bad_micro_batch_skips_the_pooled_batch_once(name: str) -> None:
     curvature.commit(0.5)
     assert curvature.skipped.item() == 1
     same(curvature, make(name))
+
+
+def test_single_precision_does_not_drift_with_large_batches() -> None:
+    """Added row by row to the average, 2000 equal rows of weight 0.01 / 2000 each would all round the same way."""
+    average = MovingAverage(torch.ones(1, 1))
+    rows = torch.full((2000, 1), 1 / 0.3)
+    for _ in range(2000):
+        average.accumulate(rows, rows, 2000.0)
+        average.commit(0.99, torch.tensor(True))
+    torch.testing.assert_close(average.value, torch.full((1, 1), 1 / 0.09), rtol=1e-4, atol=0)
