@@ -69,12 +69,12 @@ def _elbo(axes: Axes, folder: Path, methods: Sequence[Method]) -> None:
     for method in methods:
         history = pd.read_csv(folder / method.name / "history.csv")
         axes.plot(history.epoch, history.elbo, color=_COLORS[method.name], label=method.name)
-        lowest.append(history.elbo.iloc[len(history) // 10])
+        lowest.append(history.elbo.iloc[len(history) // 5])
         if "elbo_error" in history:
             low, high = history.elbo - 2 * history.elbo_error, history.elbo + 2 * history.elbo_error
             axes.fill_between(history.epoch, low, high, color=_COLORS[method.name], alpha=0.2, linewidth=0)
     axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)")
     if lowest:
-        axes.set_ylim(bottom=min(lowest))  # the first tenth of training would flatten the rest
+        axes.set_ylim(bottom=min(lowest))  # the first fifth of training would flatten the rest
     axes.legend(loc="lower right", ncols=2)
     axes.grid(alpha=0.3)

@@ -25,9 +25,9 @@ class History(dict[str, list[Any]]):
     """A column per quantity, an entry per epoch; with replicas an entry is a list, one number each.
 
     Columns: ``epoch`` (from 1), ``loss`` (mean negative log-likelihood at the epoch's sampled weights, nats per
-    example), ``kl`` (nats, of weights and noise), ``elbo`` (nats per datum, from those two: a running estimate, see
-    :meth:`~noisynat.VariationalNetwork.elbo` for the exact one), ``lr``, ``kl_weight`` and ``seconds`` since the
-    start.
+    example), ``kl`` (nats, of weights and noise), ``elbo`` (nats per datum, from those two, at the final kl_weight also
+    during a warm-up: a running estimate, see :meth:`~noisynat.VariationalNetwork.elbo` for the exact one), ``lr``,
+    ``kl_weight`` and ``seconds`` since the start.
     """
 
     def append(self, **row: Any) -> None:
@@ -117,6 +117,7 @@ class _Run:
         self.losses = torch.zeros(network.replicas, dtype=torch.float64)
         self.examples = 0
         self.seconds = 0.0
+        self.kl_weight = network.kl_weight  # in the end, and in the reported ELBO during a warm-up too
 
     def train_epoch(self, checkpoint_every: int | None) -> None:
         started = time.perf_counter() - self.seconds
@@ -165,7 +166,7 @@ class _Run:
             epoch=self.epoch + 1,
             loss=loss,
             kl=weights_kl + noise_kl,
-            elbo=-loss - (network.kl_weight * weights_kl + noise_kl) / network.num_data,
+            elbo=-loss - (self.kl_weight * weights_kl + noise_kl) / network.num_data,
             lr=self.optimizer.param_groups[0]["lr"],
             kl_weight=network.kl_weight,
             seconds=self.seconds,

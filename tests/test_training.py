@@ -398,3 +398,15 @@ def test_a_crash_while_writing_keeps_the_last_checkpoint(tmp_path: Path, monkeyp
     assert path.read_bytes() == before
     monkeypatch.undo()
     assert len(quiet(*make(), batches(), 2, checkpoint=path)) == 2
+
+
+def test_the_elbo_of_a_warm_up_is_that_of_the_final_kl_weight() -> None:
+    net = torch.nn.Linear(2, 1)
+    network = noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(0.5), num_data=20, kl_weight=0.8)
+    optimizer = noisynat.NoisyKFAC(network)
+    history = noisynat.fit(
+        network, optimizer, [(torch.ones(20, 2), torch.ones(20, 1))], 4, kl_warmup=0.5, progress=False
+    )
+    assert history["kl_weight"][0] < 0.8
+    expected = [-loss - 0.8 * kl / 20 for loss, kl in zip(history["loss"], history["kl"], strict=True)]
+    assert history["elbo"] == pytest.approx(expected)
