@@ -34,7 +34,7 @@ def dataset_figure(folder: Path, methods: Sequence[Method], path: Path) -> None:
         methods: in the order of the panels.
         path: of the PNG.
     """
-    columns = min(len(methods), 3)
+    columns = 2 if len(methods) in (2, 4) else min(len(methods), 3)
     rows = -(-len(methods) // columns)
     figure = plt.figure(figsize=(4.0 * max(columns, 2), 3.6 * rows + 3.6), layout="constrained")
     grid = figure.add_gridspec(rows + 1, columns)
@@ -65,16 +65,17 @@ def _predictions(axes: Axes, table: pd.DataFrame, method: Method) -> None:
 
 
 def _elbo(axes: Axes, folder: Path, methods: Sequence[Method]) -> None:
-    lowest = []
+    lowest, highest = [], []
     for method in methods:
         history = pd.read_csv(folder / method.name / "history.csv")
         axes.plot(history.epoch, history.elbo, color=_COLORS[method.name], label=method.name)
         lowest.append(history.elbo.iloc[len(history) // 5])
+        highest.append(history.elbo.max())
         if "elbo_error" in history:
             low, high = history.elbo - 2 * history.elbo_error, history.elbo + 2 * history.elbo_error
             axes.fill_between(history.epoch, low, high, color=_COLORS[method.name], alpha=0.2, linewidth=0)
     axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)")
-    if lowest:
-        axes.set_ylim(bottom=min(lowest))  # the first fifth of training would flatten the rest
-    axes.legend(loc="lower right", ncols=2)
+    bottom, top = min(lowest), max(highest)  # the first fifth of training would flatten the rest
+    axes.set_ylim(bottom, top + 0.1 * (top - bottom) + 0.01)
+    axes.legend(loc="best", ncols=2)
     axes.grid(alpha=0.3)

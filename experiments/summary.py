@@ -16,11 +16,12 @@ from experiments.methods import Method
 
 _COLUMNS = {
     "rmse": ("RMSE", 3),
-    "log_likelihood": ("test log-likelihood", 3),
-    "elbo_per_datum": ("ELBO per datum", 3),
-    "coverage": ("95% coverage", 3),
+    "log_likelihood": ("test log-lik.", 3),
+    "elbo_per_datum": ("ELBO / N", 3),
+    "coverage": ("95% cov.", 3),
     "training_seconds": ("seconds", 0),
 }
+_WITHOUT_ERROR = ("coverage", "training_seconds")
 
 
 def history_table(history: noisynat.History) -> pd.DataFrame:
@@ -66,7 +67,7 @@ def write(table: pd.DataFrame, output: Path, provenance: dict[str, Any]) -> None
 
 def rich_table(table: pd.DataFrame) -> Table:
     """For the screen: mean +- standard error over splits."""
-    shown = Table(title="mean ± standard error over splits, raw units, lambda = 1")
+    shown = Table(title="mean ± standard error over splits, raw units, lambda = 1", pad_edge=False)
     for column in ("dataset", "method", *(title for title, _ in _COLUMNS.values())):
         shown.add_column(column, justify="left" if column in ("dataset", "method") else "right")
     for row in summarize(table).to_dict("records"):
@@ -80,7 +81,9 @@ def _markdown(shown: pd.DataFrame, provenance: dict[str, Any]) -> str:
     lines = [
         "# UCI regression",
         "",
-        "Mean ± standard error over the fixed splits, raw units; ELBO in nats per standardized datum; lambda = 1.",
+        "Mean ± standard error over the fixed splits. RMSE, test log-likelihood (of the mixture) and coverage of the",
+        "95% intervals are in raw units, the ELBO is in nats per standardized training datum; lambda = 1. Seconds",
+        "are of training, all splits together.",
         "",
         "| " + " | ".join(header) + " |",
         "| " + " | ".join(["---", "---", *["---:"] * len(_COLUMNS)]) + " |",
@@ -98,7 +101,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     cells = [str(row["dataset"]), str(row["method"])]
     for key, (_, digits) in _COLUMNS.items():
         cell = f"{row[key]:.{digits}f}"
-        cells.append(cell if key == "training_seconds" else f"{cell} ± {row[f'{key}_error']:.{digits}f}")
+        cells.append(cell if key in _WITHOUT_ERROR else f"{cell}±{row[f'{key}_error']:.{digits}f}")
     return cells
 
 
