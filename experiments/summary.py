@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import noisynat
@@ -67,9 +68,10 @@ def write(table: pd.DataFrame, output: Path, provenance: dict[str, Any]) -> None
 
 def rich_table(table: pd.DataFrame) -> Table:
     """For the screen: mean +- standard error over splits."""
-    shown = Table(title="mean ± standard error over splits, raw units, lambda = 1", pad_edge=False)
+    title = "mean ± standard error over splits, raw units, lambda = 1"
+    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     for column in ("dataset", "method", *(title for title, _ in _COLUMNS.values())):
-        shown.add_column(column, justify="left" if column in ("dataset", "method") else "right")
+        shown.add_column(column, justify="left" if column in ("dataset", "method") else "right", no_wrap=True)
     for row in summarize(table).to_dict("records"):
         shown.add_row(*_cells(row))
     return shown
