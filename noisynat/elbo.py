@@ -19,7 +19,7 @@ class ELBO:
         noise_kl: exact KL of the likelihood's nuisance parameters.
         kl_weight: lambda; where it is not 1 this is a cold posterior's objective, not a bound on the evidence.
         num_data: N.
-        standard_error: Monte Carlo standard error of the expected log-likelihood (zero for one sample).
+        standard_error: Monte Carlo standard error of the expected log-likelihood (zero for one pair of samples).
     """
 
     expected_log_likelihood: Tensor
@@ -67,7 +67,7 @@ def expectation_of_pairs(first: Tensor, second: Tensor, control: Tensor) -> tupl
     pairs = (first + second) / 2
     count = len(pairs)
     if count < 3:
-        return pairs.mean(0), pairs.std(0, correction=0) / count**0.5
+        return pairs.mean(0), pairs.std(0, correction=min(count - 1, 1)) / count**0.5
     centred = control - control.mean(0)
     variance = centred.square().sum(0)
     slope = (centred * pairs).sum(0) / variance.clamp(min=1e-300)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import noisynat
+from tests.states import differences
 
 N, BATCH = 20, 6  # four batches per epoch, the last of two examples
 
@@ -49,19 +50,6 @@ def quiet(
     bnn: noisynat.VariationalNetwork, optimizer: torch.optim.Optimizer, source: Any, epochs: int, **options: Any
 ) -> noisynat.History:
     return noisynat.fit(bnn, optimizer, source, epochs, progress=False, **options)
-
-
-def differences(first: Any, second: Any, where: str = "") -> list[str]:
-    """Where two nested states are not equal to the last bit."""
-    if isinstance(first, Tensor):
-        return [] if torch.equal(first, second) else [where]
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        return [d for key in first for d in differences(first[key], second[key], f"{where}/{key}")]
-    if isinstance(first, (list, tuple)):
-        assert len(first) == len(second)
-        return [d for i, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{where}/{i}")]
-    return [] if first == second else [where]
 
 
 def without_seconds(history: noisynat.History) -> dict[str, list[Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,8 +34,6 @@ class Curvature(ABC):
         device: of the statistics.
         name: of the layer, for messages.
     """
-
-    statistic_names: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,

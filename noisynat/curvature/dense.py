@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -19,8 +17,6 @@ class Dense(Curvature):
     A network's joint posterior is a ``Dense`` of shape (1, D) that is given whole-network gradients by
     :meth:`accumulate_gradients`. The damping may differ from weight to weight: (*batch, out, in).
     """
-
-    statistic_names: ClassVar = ("C",)
 
     def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         size = self.shape[0] * self.shape[1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -14,8 +12,6 @@ from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
 
 class Diagonal(Curvature):
     """C = diag(c) with c = E[(g g) (a a)^T], elementwise; exact diagonal of the Fisher for linear layers."""
-
-    statistic_names: ClassVar = ("c",)
 
     def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         return {"c": torch.full((*self.batch_shape, *self.shape), precision, dtype=dtype, device=device)}

@@ -5,8 +5,6 @@ George et al. (2018) for the correction, Bae et al. (2018) for the posterior.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,6 @@ class EigenCorrected(Curvature):
     Between refreshes d is averaged in the current basis. When the basis moves, d moves with it: the new d is
     the diagonal, in the new basis, of the matrix that the old d and basis stood for.
     """
-
-    statistic_names: ClassVar = ("A", "S", "d")
 
     def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         factors = initial_factors(self.shape, self.batch_shape, precision, dtype, device)

@@ -5,7 +5,7 @@ Factors: Martens and Grosse (2015); posterior: Zhang et al. (2018), section 3.3.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +28,6 @@ class Kronecker(Curvature):
             with pi^2 = (tr A / dim A) / (tr S / dim S), by Cholesky (Martens and Grosse 2015, section 6.3).
             Factored damping exceeds gamma I, and so narrows the posterior.
     """
-
-    statistic_names: ClassVar = ("A", "S")
 
     def __init__(self, *args: Any, damping_form: DampingForm = "exact", **kwargs: Any) -> None:
         if damping_form not in ("exact", "factored"):

@@ -87,7 +87,7 @@ def student_t_cdf(t: Tensor, df: float) -> Tensor:
 
     With t = sqrt(df) tan(theta) the density is proportional to cos(theta)^(df - 1), which Gauss-Legendre
     integrates; the interval is cut where the density has fallen by exp(-40). torch has no such function;
-    agrees with scipy.special.stdtr to 1e-12 in float64.
+    agrees with scipy.special.stdtr to 1e-10 in float64 from 2 to 100,000 degrees of freedom.
     """
     theta = torch.atan(t.abs() / math.sqrt(df))
     if df > 1:

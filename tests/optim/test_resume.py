@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import noisynat
+from tests.states import differences
 
 N, STEPS = 18, 14
 CASES: dict[str, dict[str, Any]] = {
@@ -68,19 +69,6 @@ def load(file: io.BytesIO, bnn: noisynat.VariationalNetwork, optimizer: torch.op
     state = torch.load(file, weights_only=True)
     bnn.load_state_dict(state["bnn"], strict=True)
     optimizer.load_state_dict(state["optimizer"])
-
-
-def differences(first: Any, second: Any, where: str = "") -> list[str]:
-    """Where two nested states are not equal to the last bit."""
-    if isinstance(first, Tensor):
-        return [] if first.dtype == second.dtype and torch.equal(first, second) else [where]
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        return [d for key in first for d in differences(first[key], second[key], f"{where}/{key}")]
-    if isinstance(first, (list, tuple)):
-        assert len(first) == len(second)
-        return [d for i, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{where}/{i}")]
-    return [] if first == second else [where]
 
 
 @pytest.mark.parametrize("name", CASES)
