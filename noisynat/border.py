@@ -5,6 +5,8 @@ Every message says what was given, what was expected and, where it is not obviou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,14 @@ def checked_kl_weight(kl_weight: float) -> float:
     if not 0 < kl_weight < float("inf"):
         raise ValueError(f"kl_weight must be positive and finite, got {kl_weight}")
     return float(kl_weight)
+
+
+def checked_replicas(replicas: int | Sequence[int] | None) -> torch.Size:
+    """Replica dimensions; raises ValueError unless all are at least 1."""
+    size = () if replicas is None else (replicas,) if isinstance(replicas, int) else tuple(replicas)
+    if any(count < 1 for count in size):
+        raise ValueError(f"replicas must be None or at least 1, got {replicas}")
+    return torch.Size(size)
 
 
 def checked_inputs(x: Tensor, weights: Tensor) -> Tensor:
@@ -60,9 +70,10 @@ def with_replicas(x: Tensor, replicas: torch.Size) -> Tensor:
     if x.dim() == 2:
         return x.expand(*replicas, *x.shape)
     if x.shape[: len(replicas)] != replicas:
-        count = replicas.numel()
+        lead = ", ".join(str(count) for count in replicas)
         raise ValueError(
-            f"inputs have shape {tuple(x.shape)}, expected (B, features) or ({count}, B, features) for {count} replicas"
+            f"inputs have shape {tuple(x.shape)}, expected (B, features) or ({lead}, B, features) "
+            f"for {replicas.numel()} replicas"
         )
     return x
 

@@ -45,6 +45,14 @@ class ELBO:
         """total / num_data."""
         return self.total / self.num_data
 
+    @property
+    def mixture_weights(self) -> Tensor:
+        """softmax(total) over the last replica dimension, (*replicas): weights of a mixture of the replicas.
+
+        They maximize sum_m w_m (ELBO_m - log w_m), the ELBO of a mixture whose components lie apart.
+        """
+        return self.total.softmax(-1)
+
     def __str__(self) -> str:
         cold = "" if self.kl_weight == 1 else f" (cold posterior, kl_weight={self.kl_weight:g})"
         return (

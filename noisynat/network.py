@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from noisynat.priors import GaussianPrior
 from noisynat.random import RandomStream, derived_seed
 from noisynat.sampling import FunctionSampler
 
+PredictiveKind = Literal["sampled", "linearized"]
+
 
 class VariationalNetwork(nn.Module):
     """A Bayesian neural network: a copy of ``net`` whose linear layers have a Gaussian posterior over their weights.
@@ -45,8 +47,8 @@ class VariationalNetwork(nn.Module):
         num_data: N, the number of training examples.
         kl_weight: lambda > 0; 1 is Bayesian inference, less a cold posterior.
         noise: how training passes are perturbed, see :mod:`noisynat.posteriors.noise`.
-        replicas: train that many networks as one batch. The first starts from ``net``'s weights, the others from
-            fresh ones.
+        replicas: train that many networks as one batch, in one or more dimensions, as (20, 5) for 5 networks on each of
+            20 data sets. The first starts from ``net``'s weights, the others from fresh ones.
         strict: refuse networks in which some trainable parameter would stay a point estimate.
         init: ``"weights"`` starts all replicas from ``net``'s weights.
         initial_precision: the curvature's first value, in units of one example's Fisher; the larger, the narrower the
@@ -75,7 +77,7 @@ class VariationalNetwork(nn.Module):
         num_data: int | None = None,
         kl_weight: float = 1.0,
         noise: NoiseMode = "auto",
-        replicas: int | None = None,
+        replicas: int | Sequence[int] | None = None,
         strict: bool = False,
         init: Literal["weights"] | None = None,
         initial_precision: float = 1.0,
@@ -86,14 +88,12 @@ class VariationalNetwork(nn.Module):
         self._kl_weight = border.checked_kl_weight(kl_weight)
         if posterior not in STRUCTURES:
             raise ValueError(f"posterior is one of {', '.join(STRUCTURES)}; got {posterior!r}")
-        if replicas is not None and replicas < 1:
-            raise ValueError(f"replicas must be None or at least 1, got {replicas}")
         if init not in (None, "weights"):
             raise ValueError(f"init is None or 'weights', got {init!r}")
         if not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a noisynat likelihood, got {type(likelihood).__name__}")
         self.structure: str = posterior
-        self.replicas = torch.Size(() if replicas is None else (replicas,))
+        self.replicas = border.checked_replicas(replicas)
         seed = derived_seed("network") if seed is None else seed
         initial, self.training_stream, self.evaluation_stream = (RandomStream(seed ^ salt) for salt in range(3))
 
@@ -309,6 +309,9 @@ class VariationalNetwork(nn.Module):
         num_samples: int = 100,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        *,
+        predictive: PredictiveKind = "sampled",
+        combine: Literal["equal"] | ELBO | Tensor | None = None,
     ) -> Predictive:
         """The posterior predictive at x, from posterior samples of the whole function.
 
@@ -318,16 +321,33 @@ class VariationalNetwork(nn.Module):
             generator: of the random numbers; by default the network's own evaluation stream.
             batch_size: rows per forward pass, by default as many as keep its memory small; the draws do not
                 depend on it.
+            predictive: ``"sampled"`` runs the network at every sample; ``"linearized"`` takes its first-order expansion
+                in the weights about the posterior mean (Immer et al. 2021), whose mean is the mean's network.
+            combine: the replicas of the last replica dimension as one mixture: ``"equal"`` weights, (*replicas)
+                weights, or the replicas' ELBO on their training data, see :meth:`noisynat.Predictive.combine`.
 
         Returns:
-            A :class:`~noisynat.Predictive` with samples (S, *replicas, N, K).
+            A :class:`~noisynat.Predictive` with samples (S, *replicas, N, K), or (S M, *replicas[:-1], N, K) where M
+            replicas were combined.
+
+        Raises:
+            ValueError, TypeError: if x or an argument is not as above.
         """
+        if predictive not in get_args(PredictiveKind):
+            raise ValueError(f"predictive is 'sampled' or 'linearized', got {predictive!r}")
         x = border.with_replicas(border.checked_inputs(x, self.layers[0].mean), self.replicas)
         stream, rows = self._stream(generator), len(self.replicas)
         draws = list(self._sampler.draw(num_samples, stream))
         size = batch_size or self._sampler.rows_per_pass(draws[0])
-        parts = [self._sampler.evaluate(part, draws) for part in x.split(size, rows)]
-        return Predictive(torch.cat(parts, dim=1 + rows), self.likelihood.observation_model(), stream)
+        evaluate = self._sampler.evaluate if predictive == "sampled" else self._sampler.evaluate_linearized
+        parts = [evaluate(part, draws) for part in x.split(size, rows)]
+        result = Predictive(torch.cat(parts, dim=1 + rows), self.likelihood.observation_model(), stream)
+        if combine is None:
+            return result
+        if isinstance(combine, str) and combine != "equal":
+            raise ValueError(f"combine is 'equal', an ELBO or weights, got {combine!r}")
+        weights = combine.mixture_weights if isinstance(combine, ELBO) else combine
+        return result.combine(None if isinstance(weights, str) else weights)
 
     @contextmanager
     def sampled_weights(self, generator: torch.Generator | None = None) -> Iterator[None]:

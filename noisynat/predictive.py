@@ -14,33 +14,37 @@ _QUANTILE_STEPS = 80
 
 
 class Predictive:
-    """The posterior predictive p(y | x) = mean over samples s of p(y | f_s(x)), an equal-weight mixture.
+    """The posterior predictive p(y | x), a mixture of p(y | f_s(x)) over samples s, of equal weights unless given.
 
     Args:
         samples: of the network's outputs f, (S, *replicas, N, K).
         observation: p(y | f).
         stream: of the random numbers of :meth:`sample`.
+        weights: of the samples, (S, *replicas), positive and summing to one over S; None for equal ones.
     """
 
-    def __init__(self, samples: Tensor, observation: ObservationModel, stream: RandomStream) -> None:
+    def __init__(
+        self, samples: Tensor, observation: ObservationModel, stream: RandomStream, weights: Tensor | None = None
+    ) -> None:
         self.samples = samples
+        self.weights = weights
         self._observation = observation
         self._stream = stream
 
     @property
     def mean(self) -> Tensor:
         """E[y], (*replicas, N, K)."""
-        return self.samples.mean(0)
+        return self._expected(self.samples)
 
     @property
     def epistemic_variance(self) -> Tensor:
         """Var[E[y | f]], the spread of the sampled functions, (*replicas, N, K)."""
-        return self.samples.var(0, correction=0)
+        return self._expected((self.samples - self.mean).square())
 
     @property
     def aleatoric_variance(self) -> Tensor:
         """E[Var[y | f]], the noise that no data would remove, (*replicas, N, K)."""
-        return self._observation.variance(self.samples).mean(0)
+        return self._expected(self._observation.variance(self.samples))
 
     @property
     def variance(self) -> Tensor:
@@ -55,9 +59,9 @@ class Predictive:
     @property
     def distribution(self) -> torch.distributions.MixtureSameFamily:
         """The mixture of every output as a ``torch.distributions`` object, batch shape (*replicas, N, K)."""
-        f = self.samples.movedim(0, -1)
-        weights = torch.distributions.Categorical(logits=torch.zeros_like(f))
-        return torch.distributions.MixtureSameFamily(weights, self._observation.components(f))
+        logits = self._log_weights().unsqueeze(-1).expand_as(self.samples).movedim(0, -1)
+        weights = torch.distributions.Categorical(logits=logits)
+        return torch.distributions.MixtureSameFamily(weights, self._observation.components(self.samples))
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density of the mixture at y, jointly over the K outputs: (*replicas, N), nats.
@@ -69,7 +73,7 @@ class Predictive:
             ValueError: if y has another shape.
         """
         y = self._checked(y)
-        return torch.logsumexp(self._observation.log_prob(self.samples, y), 0) - math.log(len(self.samples))
+        return torch.logsumexp(self._log_weights() + self._observation.log_prob(self.samples, y), 0)
 
     def cdf(self, y: Tensor) -> Tensor:
         """P(Y_k <= y_k) of every output alone, (*replicas, N, K)."""
@@ -99,29 +103,105 @@ class Predictive:
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws of y, (num_samples, *replicas, N, K); each uses the next of the S sampled functions in turn."""
+        """Draws of y, (num_samples, *replicas, N, K).
+
+        Each uses the next of the S sampled functions in turn, or, where their weights differ, one drawn by weight.
+        """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         stream = self._stream if generator is None else RandomStream.wrap(generator)
-        chosen = torch.arange(num_samples, device=self.samples.device) % len(self.samples)
-        return self._observation.sample(self.samples[chosen], stream)
+        if self.weights is None:
+            chosen = torch.arange(num_samples, device=self.samples.device) % len(self.samples)
+            chosen = chosen.reshape(-1, *(1,) * (self.samples.dim() - 3)).expand(-1, *self.samples.shape[1:-2])
+        else:
+            chosen = self._chosen_by_weight(num_samples, stream)
+        f = self.samples.gather(0, chosen[..., None, None].expand(-1, *self.samples.shape[1:]))
+        return self._observation.chosen(chosen, self.samples).sample(f, stream)
 
-    def replica(self, index: int) -> Predictive:
-        """The prediction of one of R replicas, with samples (S, N, K).
+    # --- replicas ---------------------------------------------------------------------------------
+
+    def replica(self, index: int | tuple[int, ...]) -> Predictive:
+        """The prediction of one replica, with samples (S, N, K).
+
+        Args:
+            index: one number per replica dimension.
 
         Raises:
-            ValueError: if the network has no replicas.
+            ValueError: if there are not as many replica dimensions.
         """
-        if self.samples.dim() != 4:
-            raise ValueError("this prediction has no replicas")
-        return Predictive(self.samples[:, index], self._observation.replica(index), self._stream)
+        index = (index,) if isinstance(index, int) else tuple(index)
+        if len(index) != self.samples.dim() - 3:
+            raise ValueError(f"this prediction has {self.samples.dim() - 3} replica dimensions, the index {len(index)}")
+        at = (slice(None), *index)
+        weights = None if self.weights is None else self.weights[at]
+        return Predictive(self.samples[at], self._observation.replica(at, self.samples), self._stream, weights)
+
+    def combine(self, weights: Tensor | None = None) -> Predictive:
+        """Replicas of the last replica dimension as one mixture: M posteriors of the same data become one.
+
+        Args:
+            weights: of the replicas, (*replicas), not negative, normalized here over the last dimension; None for equal
+                ones. If the replicas' ELBOs (in nats, not per datum) differ, exp(ELBO) is what maximizes the mixture's
+                own ELBO as long as the components lie apart: it is sum_m w_m (ELBO_m - log w_m).
+
+        Returns:
+            A prediction with samples (S M, *replicas[:-1], N, K).
+
+        Raises:
+            ValueError: if there are no replicas, or the weights have another shape or are no weights.
+        """
+        if self.samples.dim() < 4:
+            raise ValueError("there are no replicas to combine")
+        mixture = None
+        if weights is not None or self.weights is not None:
+            samples, replicas = self.samples.shape[0], self.samples.shape[-3]
+            of_samples = self.samples.new_full((), 1 / samples) if self.weights is None else self.weights
+            of_replicas = self.samples.new_full((), 1 / replicas) if weights is None else self._checked_weights(weights)
+            mixture = (of_samples * of_replicas).expand(self.samples.shape[:-2]).movedim(-1, 1).flatten(0, 1)
+        return Predictive(
+            self.samples.movedim(-3, 1).flatten(0, 1),
+            self._observation.combined(self.samples),
+            self._stream,
+            mixture,
+        )
+
+    def _checked_weights(self, weights: Tensor) -> Tensor:
+        """Weights (*replicas) that sum to one over the last dimension."""
+        replicas = self.samples.shape[1:-2]
+        if weights.shape != replicas:
+            raise ValueError(f"weights have shape {tuple(weights.shape)}, expected {tuple(replicas)}, one per replica")
+        total = weights.sum(-1, keepdim=True)
+        if bool((weights < 0).any()) or not bool((torch.isfinite(total) & (total > 0)).all()):
+            raise ValueError("weights must not be negative and have a positive, finite sum")
+        return (weights / total).to(self.samples)
+
+    # --- the mixture ------------------------------------------------------------------------------
+
+    def _log_weights(self) -> Tensor:
+        """Log weights of the samples, (S, *replicas, 1), or () where all are equal."""
+        if self.weights is None:
+            return self.samples.new_full((), -math.log(len(self.samples)))
+        return self.weights.log().unsqueeze(-1)
+
+    def _chosen_by_weight(self, count: int, stream: RandomStream) -> Tensor:
+        """Numbers of samples, drawn independently by weight, (count, *replicas)."""
+        assert self.weights is not None
+        levels = self.weights.cumsum(0).movedim(0, -1).contiguous()
+        uniform = stream.uniform((*levels.shape[:-1], count), levels) * levels[..., -1:]
+        return torch.searchsorted(levels, uniform, right=True).clamp(max=len(self.samples) - 1).movedim(-1, 0)
+
+    def _expected(self, values: Tensor) -> Tensor:
+        """Weighted mean over the samples of values (S, *replicas, N, K)."""
+        if self.weights is None:
+            return values.mean(0)
+        return (self.weights[..., None, None] * values).sum(0)
 
     def _cdf(self, y: Tensor) -> Tensor:
-        return self._observation.cdf(self.samples, y).mean(0)
+        return self._expected(self._observation.cdf(self.samples, y))
 
     def _bracket(self, q: float) -> tuple[Tensor, Tensor]:
         """Ends between which the quantile lies: widened from the samples until the mixture's CDF says so."""
-        noise = self._observation.variance(self.samples[:1])[0]
+        noise = self._observation.variance(self.samples).amax(0)
         width = torch.where(torch.isfinite(noise), noise, self.samples.new_ones(())).sqrt()
         low, high = self.samples.amin(0) - width, self.samples.amax(0) + width
         while bool((self._cdf(low) > q).any()) or bool((self._cdf(high) < q).any()):

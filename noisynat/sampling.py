@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from noisynat.layers.base import VariationalLayer, drawn_weights
+from noisynat.curvature.fisher import layer_gradients
+from noisynat.layers.base import VariationalLayer, drawn_weights, recording
 from noisynat.posteriors.base import Posterior
 from noisynat.posteriors.draws import Draw
 from noisynat.random import RandomStream
@@ -71,16 +73,47 @@ class FunctionSampler:
 
     def evaluate(self, x: Tensor, draws: Sequence[Sequence[Draw]]) -> Tensor:
         """Outputs (S, *replicas, N, K) at x (*replicas, N, in), in evaluation mode whatever mode the network is in."""
-        modes = [(module, module.training) for module in self.net.modules()]
-        self.net.eval()
-        try:
-            outputs = []
+        outputs = []
+        with self._evaluation_mode():
             for draw in draws:
                 sample = draw[0].weight.shape[: draw[0].weight.dim() - 2 - len(self.replicas)]
                 with drawn_weights(self.layers, draw):
                     f = self.net(x.expand(*sample, *x.shape))
                 outputs.append(f if sample else f.unsqueeze(0))
-            return torch.cat(outputs)
+        return torch.cat(outputs)
+
+    def evaluate_linearized(self, x: Tensor, draws: Sequence[Sequence[Draw]]) -> Tensor:
+        """Outputs (S, *replicas, N, K) of the network linearized in its weights about the mean.
+
+        f(x; M) + sum over layers of df/dW (W - M): per layer, the Jacobian of an example is the outer product of
+        what is back-propagated to the layer's output and of its input, so it is never formed.
+        """
+        with self._evaluation_mode(), torch.enable_grad(), recording(self.layers) as records:
+            f = self.net(x)
+            columns = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
+            columns = columns.reshape(-1, *(1,) * (f.dim() - 1), f.shape[-1]).expand(-1, *f.shape)
+            uses = [record for of_layer in records for record in of_layer]
+            gradients = iter(layer_gradients(f, [use.outputs for use in uses], columns))
+        per_layer = [[(use.activations, next(gradients)) for use in of_layer] for of_layer in records]
+        outputs = []
+        for draw in draws:
+            samples = draw[0].weight.dim() - 2 - len(self.replicas)
+            total = f.detach().expand(*draw[0].weight.shape[:samples], *f.shape)
+            for layer, drawn, uses_of_layer in zip(self.layers, draw, per_layer, strict=True):
+                deviation = (drawn.weight - layer.mean.detach()).mT
+                for a, g in uses_of_layer:
+                    moved = (a.flatten(-3, -2) @ deviation).unflatten(-2, a.shape[-3:-1])  # (*S, *replicas, N, T, out)
+                    total = total + torch.stack([(moved * of_output).sum((-2, -1)) for of_output in g], dim=-1)
+            outputs.append(total if samples else total.unsqueeze(0))
+        return torch.cat(outputs)
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        """The network in evaluation mode inside the block, whatever mode it is in."""
+        modes = [(module, module.training) for module in self.net.modules()]
+        self.net.eval()
+        try:
+            yield
         finally:
             for module, training in modes:
                 module.training = training

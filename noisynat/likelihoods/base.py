@@ -12,7 +12,11 @@ from noisynat.random import RandomStream
 
 
 class ObservationModel(Protocol):
-    """p(y | f) with its parameters frozen, as a prediction carries it. Shapes: f and y are (*sample, N, K)."""
+    """p(y | f) with its parameters frozen, as a prediction carries it. Shapes: f and y are (*sample, N, K).
+
+    Parameters broadcast against the samples (S, *replicas, N, K); one with as many dimensions as they have is every
+    sample's own.
+    """
 
     def log_prob(self, f: Tensor, y: Tensor) -> Tensor:
         """log p(y | f), summed over the K outputs: (*sample, N)."""
@@ -27,10 +31,16 @@ class ObservationModel(Protocol):
         """One y per f, (*sample, N, K)."""
 
     def components(self, f: Tensor) -> torch.distributions.Distribution:
-        """The distributions of every output alone for samples last, f (*replicas, N, K, S)."""
+        """The distributions of every output alone, samples moved last: batch shape (*replicas, N, K, S)."""
 
-    def replica(self, index: int) -> ObservationModel:
-        """The model of one replica."""
+    def replica(self, at: tuple[slice | int, ...], samples: Tensor) -> ObservationModel:
+        """The model of ``samples[at]``, one replica of samples (S, *replicas, N, K)."""
+
+    def combined(self, samples: Tensor) -> ObservationModel:
+        """The model of samples whose last replica dimension, M, is merged into the first: (S M, ..., N, K)."""
+
+    def chosen(self, index: Tensor, samples: Tensor) -> ObservationModel:
+        """The model of the samples with numbers ``index`` (count, *replicas)."""
 
 
 class Likelihood(nn.Module, ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,10 +33,16 @@ class NormalNoise:
         return f + self.std * stream.normal(f.shape, f)
 
     def components(self, f: Tensor) -> torch.distributions.Distribution:
-        return torch.distributions.Normal(f, self.std.unsqueeze(-1).expand(f.shape))
+        return torch.distributions.Normal(f.movedim(0, -1), self.std.expand(f.shape).movedim(0, -1))
 
-    def replica(self, index: int) -> NormalNoise:
-        return NormalNoise(self.std[index])
+    def replica(self, at: tuple[slice | int, ...], samples: Tensor) -> NormalNoise:
+        return NormalNoise(_replica(self.std, at, samples))
+
+    def combined(self, samples: Tensor) -> NormalNoise:
+        return NormalNoise(_combined(self.std, samples))
+
+    def chosen(self, index: Tensor, samples: Tensor) -> NormalNoise:
+        return NormalNoise(_chosen(self.std, index, samples))
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,34 @@ class StudentNoise:
         return f + self.scale * (gamma / (self.df / 2)).rsqrt() * stream.normal(f.shape, f)
 
     def components(self, f: Tensor) -> torch.distributions.Distribution:
-        return torch.distributions.StudentT(self.df, f, self.scale.unsqueeze(-1).expand(f.shape))
+        return torch.distributions.StudentT(self.df, f.movedim(0, -1), self.scale.expand(f.shape).movedim(0, -1))
 
-    def replica(self, index: int) -> StudentNoise:
-        return StudentNoise(self.df, self.scale[index], self.joint)
+    def replica(self, at: tuple[slice | int, ...], samples: Tensor) -> StudentNoise:
+        return replace(self, scale=_replica(self.scale, at, samples))
+
+    def combined(self, samples: Tensor) -> StudentNoise:
+        return replace(self, scale=_combined(self.scale, samples))
+
+    def chosen(self, index: Tensor, samples: Tensor) -> StudentNoise:
+        return replace(self, scale=_chosen(self.scale, index, samples))
+
+
+def _of_every_sample(parameter: Tensor, samples: Tensor) -> Tensor:
+    """A parameter that broadcasts against samples (S, *replicas, N, K), as (S, *replicas, 1 or N, 1 or K)."""
+    return parameter.expand(*samples.shape[:-2], *parameter.shape[-2:])
+
+
+def _replica(parameter: Tensor, at: tuple[slice | int, ...], samples: Tensor) -> Tensor:
+    return _of_every_sample(parameter, samples)[at]
+
+
+def _combined(parameter: Tensor, samples: Tensor) -> Tensor:
+    return _of_every_sample(parameter, samples).movedim(-3, 1).flatten(0, 1)
+
+
+def _chosen(parameter: Tensor, index: Tensor, samples: Tensor) -> Tensor:
+    full = _of_every_sample(parameter, samples)
+    return full.gather(0, index[..., None, None].expand(*index.shape, *full.shape[-2:]))
 
 
 def student_t_cdf(t: Tensor, df: float) -> Tensor:
