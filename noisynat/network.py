@@ -105,22 +105,63 @@ class VariationalNetwork(nn.Module):
         self.likelihood = copy.deepcopy(likelihood)
         self.likelihood.bind(self.num_data, self.replicas, mean.dtype)
         self.likelihood.to(mean.device)
+        self._install_posteriors(posterior, prior or GaussianPrior(), noise, initial_precision)
+        self.statistics_due = False  # set by an optimizer: whether the next loss feeds the curvature
+        self.fisher: fisher.FisherKind | None = None
+
+    def _install_posteriors(
+        self, structure: Structure, prior: GaussianPrior, noise: NoiseMode, initial_precision: float
+    ) -> None:
+        self.structure = structure
         posteriors = make_posteriors(
             self.layers,
-            posterior,
-            prior or GaussianPrior(),
+            structure,
+            prior,
             num_data=self.num_data,
             kl_weight=self._kl_weight,
             noise_mode=noise,
             initial_precision=initial_precision,
         )
-        for one in posteriors:
-            for layer in one.layers:
-                layer.attach(one, self.training_stream)
+        for posterior in posteriors:
+            for layer in posterior.layers:
+                layer.attach(posterior, self.training_stream)
         self._posteriors = nn.ModuleList(posteriors)
         self._sampler = FunctionSampler(self.net, self.layers, posteriors)
-        self.statistics_due = False  # set by an optimizer: whether the next loss feeds the curvature
-        self.fisher: fisher.FisherKind | None = None
+
+    def with_posterior(
+        self,
+        structure: Literal["dense", "dense_per_layer"],
+        *,
+        prior: GaussianPrior | None = None,
+        noise: NoiseMode = "auto",
+    ) -> VariationalNetwork:
+        """A copy of this network, as it is trained so far, with a richer posterior, to be trained on.
+
+        Means, likelihood and point estimates go over, and so does the curvature: the new posterior begins as the same
+        Gaussian, and then learns the correlations that the old one could not have. Most of the training is so done at
+        the price of the simpler structure.
+
+        Args:
+            structure: of the new posterior.
+            prior: of the new network; by default this one's, with variances as they were fitted.
+            noise: as for the class.
+
+        Raises:
+            ValueError: if the new structure does not contain this one's.
+        """
+        if structure not in ("dense", "dense_per_layer") or not self.is_natural or self.structure == "dense":
+            raise ValueError(
+                f"with_posterior goes from a natural posterior of each layer to 'dense' or 'dense_per_layer', "
+                f"not from {self.structure!r} to {structure!r}"
+            )
+        new = copy.deepcopy(self)
+        old = [posterior for posterior in self.posteriors if isinstance(posterior, NaturalPosterior)]
+        new._install_posteriors(structure, prior or old[0].prior, noise, initial_precision=1.0)
+        groups = [old] if structure == "dense" else [[posterior] for posterior in old]
+        for posterior, parts in zip(new.posteriors, groups, strict=True):
+            assert isinstance(posterior, NaturalPosterior)
+            posterior.start_from(parts, keep_prior=prior is None)
+        return new
 
     # --- what it is made of -----------------------------------------------------------------------
 

@@ -176,6 +176,10 @@ class Curvature(ABC):
         """tr (C + gamma I)^-1 (*batch,)."""
         return self.inverse.trace_inverse()
 
+    def latest(self) -> Tensor:
+        """C itself (*batch, D, D), of all statistics so far, whenever the last :meth:`refresh` was."""
+        return self._dense(self._candidate())
+
     def to_dense(self) -> Tensor:
         """C + gamma I (*batch, D, D), D = out * in in row-major order, as of the last refresh."""
         dense = self._dense(self.snapshot)

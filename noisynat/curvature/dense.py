@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,18 @@ class Dense(Curvature):
         """Take in flattened gradients of single examples, (K, *batch, B, D)."""
         rows = gradients.movedim(0, -3).flatten(-3, -2)
         self.averages["C"].accumulate(rows, rows, float(gradients.shape[-2]))
+
+    def start_from_blocks(self, blocks: Sequence[Tensor]) -> None:
+        """Make C block diagonal, of blocks (*batch, d, d) with d adding up to D, at full weight."""
+        average, start = self.averages["C"], 0
+        average.discard()
+        average.value = torch.zeros_like(average.value)
+        average.weight = torch.ones_like(average.weight)
+        for block in blocks:
+            stop = start + block.shape[-1]
+            average.value[..., start:stop, start:stop] = block.to(average.value)
+            start = stop
+        average.informative = True
 
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         damped = prepared["C"].clone()

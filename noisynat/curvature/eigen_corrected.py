@@ -55,10 +55,19 @@ class EigenCorrected(Curvature):
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         return invert_in_eigenbasis(prepared, prepared["d"], damping)
 
+    def latest(self) -> Tensor:
+        prepared, _ = self._prepare(self._candidate())  # the candidate's d is in the basis of the last refresh
+        return _in_basis(prepared)
+
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         basis, _ = eigenbasis(snapshot)
-        q = kronecker_product(basis["S.vectors"], basis["A.vectors"])
-        return q @ torch.diag_embed(snapshot["d"].flatten(-2)) @ q.mT
+        return _in_basis({**basis, "d": snapshot["d"]})
+
+
+def _in_basis(prepared: dict[str, Tensor]) -> Tensor:
+    """Q diag(d) Q^T with Q = Q_S kron Q_A, (*batch, D, D)."""
+    q = kronecker_product(prepared["S.vectors"], prepared["A.vectors"])
+    return q @ torch.diag_embed(prepared["d"].flatten(-2)) @ q.mT
 
 
 def _transport(d: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:

@@ -102,6 +102,19 @@ class NaturalPosterior(Posterior):
         per_layer = [example_gradients(a, g) for a, g in zip(activations, gradients, strict=True)]
         self.curvature.accumulate_gradients(self.pack(per_layer).squeeze(-2))
 
+    def start_from(self, parts: Sequence[NaturalPosterior], *, keep_prior: bool) -> None:
+        """Begin with the curvature of posteriors over this one's layers, as independent blocks.
+
+        Args:
+            parts: posteriors of the layers, in their order.
+            keep_prior: whether to take over their prior variances too.
+        """
+        assert isinstance(self.curvature, Dense)
+        if keep_prior:
+            self.prior_variance = torch.cat([part.prior_variance for part in parts])
+        self.curvature.start_from_blocks([part.curvature.latest() for part in parts])
+        self.curvature.refresh(self._damping())
+
     def refresh(self) -> None:
         """Fit the prior where it is to be fitted, and rebuild Sigma from the current curvature."""
         self.fit_prior()
