@@ -3,7 +3,7 @@
 from noisynat.data import TensorBatches
 from noisynat.elbo import ELBO
 from noisynat.errors import CurvatureError, NonFiniteLossError
-from noisynat.likelihoods import GaussianLikelihood, Likelihood
+from noisynat.likelihoods import GaussianLikelihood, HeteroscedasticGaussianLikelihood, Likelihood
 from noisynat.network import SampledFunction, VariationalNetwork
 from noisynat.optim import NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
 from noisynat.predictive import Predictive
@@ -15,6 +15,7 @@ __all__ = [
     "CurvatureError",
     "GaussianLikelihood",
     "GaussianPrior",
+    "HeteroscedasticGaussianLikelihood",
     "History",
     "Likelihood",
     "NoisyAdam",

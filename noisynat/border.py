@@ -78,9 +78,9 @@ def with_replicas(x: Tensor, replicas: torch.Size) -> Tensor:
     return x
 
 
-def targets_with_replicas(y: Tensor, f: Tensor, replicas: torch.Size) -> Tensor:
-    """Targets of the shape of one replica's outputs given to every replica, others as they are."""
-    return y.expand(f.shape) if replicas and y.shape == f.shape[len(replicas) :] else y
+def targets_with_replicas(y: Tensor, expected: torch.Size, replicas: torch.Size) -> Tensor:
+    """Targets of one replica given to every replica, others as they are; ``expected`` is the shape of all of them."""
+    return y.expand(expected) if replicas and y.shape == expected[len(replicas) :] else y
 
 
 def _all_finite(values: Tensor) -> bool:

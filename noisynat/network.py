@@ -246,12 +246,17 @@ class VariationalNetwork(nn.Module):
                 stack.enter_context(self.training_stream.antithetic(x.device))
             records = stack.enter_context(recording(self.layers)) if feed else []
             f = self(x)
-        y = self.likelihood.check_targets(f, border.targets_with_replicas(y, f, self.replicas))
+        y = self._targets(f, y)
         loss = -self.likelihood.log_prob(f, y).mean(-1)
         if torch.is_grad_enabled() and loss.requires_grad:
             statistics = self._statistics(f, y, records) if feed else []
             loss.register_hook(partial(self._take_in, f.detach(), y, statistics))
         return loss
+
+    def _targets(self, f: Tensor, y: Tensor) -> Tensor:
+        """Targets as the likelihood wants them for outputs f, those of one replica given to all."""
+        expected = self.likelihood.target_shape(f.shape)
+        return self.likelihood.check_targets(f, border.targets_with_replicas(y, expected, self.replicas))
 
     def _statistics(self, f: Tensor, y: Tensor, records: list[list[Record]]) -> list[tuple[Tensor, Tensor]]:
         """Per layer, activations and example gradients of this pass, joined over the layer's uses."""
@@ -315,8 +320,7 @@ class VariationalNetwork(nn.Module):
             inputs = border.with_replicas(border.checked_inputs(inputs, self.layers[0].mean), self.replicas)
             first = self._sampler.evaluate(inputs.narrow(rows, 0, 1), draws[:1])[0]  # to learn the outputs' shape
             outputs = first.expand(*first.shape[:rows], inputs.shape[rows], *first.shape[rows + 1 :])
-            targets = border.targets_with_replicas(border.checked_targets(targets), outputs, self.replicas)
-            targets = self.likelihood.check_targets(outputs, targets)
+            targets = self._targets(outputs, border.checked_targets(targets))
             size = batch_size or self._sampler.rows_per_pass(draws[0])
             for part, target in zip(inputs.split(size, rows), targets.split(size, rows), strict=True):
                 f = self._sampler.evaluate(part, draws)

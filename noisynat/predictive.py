@@ -29,17 +29,18 @@ class Predictive:
         self.samples = samples
         self.weights = weights
         self._observation = observation
+        self._means = observation.mean(samples)  # E[y | f]
         self._stream = stream
 
     @property
     def mean(self) -> Tensor:
         """E[y], (*replicas, N, K)."""
-        return self._expected(self.samples)
+        return self._expected(self._means)
 
     @property
     def epistemic_variance(self) -> Tensor:
         """Var[E[y | f]], the spread of the sampled functions, (*replicas, N, K)."""
-        return self._expected((self.samples - self.mean).square())
+        return self._expected((self._means - self.mean).square())
 
     @property
     def aleatoric_variance(self) -> Tensor:
@@ -59,7 +60,7 @@ class Predictive:
     @property
     def distribution(self) -> torch.distributions.MixtureSameFamily:
         """The mixture of every output as a ``torch.distributions`` object, batch shape (*replicas, N, K)."""
-        logits = self._log_weights().unsqueeze(-1).expand_as(self.samples).movedim(0, -1)
+        logits = self._log_weights().unsqueeze(-1).expand_as(self._means).movedim(0, -1)
         weights = torch.distributions.Categorical(logits=logits)
         return torch.distributions.MixtureSameFamily(weights, self._observation.components(self.samples))
 
@@ -203,14 +204,14 @@ class Predictive:
         """Ends between which the quantile lies: widened from the samples until the mixture's CDF says so."""
         noise = self._observation.variance(self.samples).amax(0)
         width = torch.where(torch.isfinite(noise), noise, self.samples.new_ones(())).sqrt()
-        low, high = self.samples.amin(0) - width, self.samples.amax(0) + width
+        low, high = self._means.amin(0) - width, self._means.amax(0) + width
         while bool((self._cdf(low) > q).any()) or bool((self._cdf(high) < q).any()):
             width = 2 * width
             low, high = low - width, high + width
         return low, high
 
     def _checked(self, y: Tensor) -> Tensor:
-        expected = self.samples.shape[1:]
+        expected = self._means.shape[1:]
         if y.shape not in (expected, expected[-2:]):
             raise ValueError(f"y has shape {tuple(y.shape)}, expected {tuple(expected[-2:])} or {tuple(expected)}")
         return y.to(self.samples.dtype)

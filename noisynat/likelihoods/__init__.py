@@ -2,5 +2,6 @@
 
 from noisynat.likelihoods.base import Likelihood
 from noisynat.likelihoods.gaussian import GaussianLikelihood
+from noisynat.likelihoods.heteroscedastic import HeteroscedasticGaussianLikelihood
 
-__all__ = ["GaussianLikelihood", "Likelihood"]
+__all__ = ["GaussianLikelihood", "HeteroscedasticGaussianLikelihood", "Likelihood"]

@@ -12,11 +12,14 @@ from noisynat.random import RandomStream
 
 
 class ObservationModel(Protocol):
-    """p(y | f) with its parameters frozen, as a prediction carries it. Shapes: f and y are (*sample, N, K).
+    """p(y | f) with its parameters frozen, as a prediction carries it.
 
-    Parameters broadcast against the samples (S, *replicas, N, K); one with as many dimensions as they have is every
-    sample's own.
+    Shapes: y is (*sample, N, K), and so is f where an output is a target's mean. Parameters broadcast against the
+    samples (S, *replicas, N, K); one with as many dimensions as they have is every sample's own.
     """
+
+    def mean(self, f: Tensor) -> Tensor:
+        """E[y | f], (*sample, N, K)."""
 
     def log_prob(self, f: Tensor, y: Tensor) -> Tensor:
         """log p(y | f), summed over the K outputs: (*sample, N)."""
@@ -46,8 +49,12 @@ class ObservationModel(Protocol):
 class Likelihood(nn.Module, ABC):
     """A likelihood p(y | f), possibly with nuisance parameters that have a posterior of their own.
 
-    Shapes: outputs f are (*replicas, B, K), targets y have the same shape.
+    Shapes: outputs f are (*replicas, B, K), targets y have the same shape unless :meth:`target_shape` says otherwise.
     """
+
+    def target_shape(self, outputs: torch.Size) -> torch.Size:
+        """The shape of targets that go with outputs of shape (*replicas, B, K)."""
+        return outputs
 
     def bind(self, num_data: int, replicas: torch.Size, dtype: torch.dtype) -> None:
         """Called once by the network: N, the replica dimensions and the dtype of the outputs."""

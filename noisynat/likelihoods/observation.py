@@ -20,6 +20,13 @@ class NormalNoise:
 
     std: Tensor
 
+    def mean(self, f: Tensor) -> Tensor:
+        return f
+
+    def scaled(self, factor: Tensor) -> NormalNoise:
+        """Noise whose standard deviation is ``factor`` times this one's."""
+        return NormalNoise(self.std * factor)
+
     def log_prob(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.distributions.Normal(f, self.std).log_prob(y).sum(-1)
 
@@ -59,6 +66,13 @@ class StudentNoise:
     scale: Tensor
     joint: bool
 
+    def mean(self, f: Tensor) -> Tensor:
+        return f
+
+    def scaled(self, factor: Tensor) -> StudentNoise:
+        """Noise whose scale is ``factor`` times this one's."""
+        return replace(self, scale=self.scale * factor)
+
     def log_prob(self, f: Tensor, y: Tensor) -> Tensor:
         if not self.joint:
             return torch.distributions.StudentT(self.df, f, self.scale).log_prob(y).sum(-1)
@@ -92,6 +106,55 @@ class StudentNoise:
 
     def chosen(self, index: Tensor, samples: Tensor) -> StudentNoise:
         return replace(self, scale=_chosen(self.scale, index, samples))
+
+
+@dataclass(frozen=True)
+class HeteroscedasticNoise:
+    """Noise whose standard deviation the network gives: f = (mean, log variance), each of K columns.
+
+    Args:
+        base: the noise of log variance zero.
+        limit: of the log variance's magnitude.
+    """
+
+    base: NormalNoise | StudentNoise
+    limit: float
+
+    def _split(self, f: Tensor) -> tuple[Tensor, NormalNoise | StudentNoise]:
+        mean, log_variance = f.chunk(2, dim=-1)
+        return mean, self.base.scaled((log_variance.clamp(-self.limit, self.limit) / 2).exp())
+
+    def mean(self, f: Tensor) -> Tensor:
+        return f.chunk(2, dim=-1)[0]
+
+    def log_prob(self, f: Tensor, y: Tensor) -> Tensor:
+        mean, noise = self._split(f)
+        return noise.log_prob(mean, y)
+
+    def variance(self, f: Tensor) -> Tensor:
+        mean, noise = self._split(f)
+        return noise.variance(mean)
+
+    def cdf(self, f: Tensor, y: Tensor) -> Tensor:
+        mean, noise = self._split(f)
+        return noise.cdf(mean, y)
+
+    def sample(self, f: Tensor, stream: RandomStream) -> Tensor:
+        mean, noise = self._split(f)
+        return noise.sample(mean, stream)
+
+    def components(self, f: Tensor) -> torch.distributions.Distribution:
+        mean, noise = self._split(f)
+        return noise.components(mean)
+
+    def replica(self, at: tuple[slice | int, ...], samples: Tensor) -> HeteroscedasticNoise:
+        return replace(self, base=self.base.replica(at, self.mean(samples)))
+
+    def combined(self, samples: Tensor) -> HeteroscedasticNoise:
+        return replace(self, base=self.base.combined(self.mean(samples)))
+
+    def chosen(self, index: Tensor, samples: Tensor) -> HeteroscedasticNoise:
+        return replace(self, base=self.base.chosen(index, self.mean(samples)))
 
 
 def _of_every_sample(parameter: Tensor, samples: Tensor) -> Tensor:

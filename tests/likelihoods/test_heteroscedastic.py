@@ -1,0 +1,173 @@
+"""The Gaussian likelihood whose variance is an output of the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+import noisynat
+from noisynat.random import RandomStream
+
+N = 40
+KINDS: list[Any] = [0.3, "learned", "gamma"]
+
+
+def bound(noise: Any = 0.3, replicas: tuple[int, ...] = (), **settings: Any) -> Any:
+    likelihood = noisynat.HeteroscedasticGaussianLikelihood(noise, **settings)
+    likelihood.bind(N, torch.Size(replicas), torch.float64)
+    return likelihood
+
+
+def pair(*shape: int) -> tuple[Tensor, Tensor]:
+    """Outputs (*, 2K) and targets (*, K)."""
+    *lead, outputs = shape
+    return torch.randn(*lead, 2 * outputs).double(), torch.randn(*lead, outputs).double()
+
+
+def std_of(f: Tensor, scale: float = 0.3) -> Tensor:
+    return scale * (f[..., f.shape[-1] // 2 :] / 2).exp()
+
+
+def test_log_prob_is_a_normals_with_the_networks_variance() -> None:
+    f, y = pair(5, 2)
+    expected = Normal(f[:, :2], std_of(f)).log_prob(y).sum(-1)
+    torch.testing.assert_close(bound().log_prob(f, y), expected)
+
+
+@pytest.mark.parametrize("noise", KINDS)
+def test_log_variance_zero_is_the_homoscedastic_likelihood(noise: Any) -> None:
+    f, y = pair(5, 2)
+    f[:, 2:] = 0
+    same = noisynat.GaussianLikelihood(noise)
+    same.bind(N, torch.Size(), torch.float64)
+    other = bound(noise)
+    for likelihood, outputs in ((same, f[:, :2]), (other, f)):
+        likelihood.observe(outputs, y)
+        likelihood.natural_step()
+    torch.testing.assert_close(other.residual, same.residual)
+    torch.testing.assert_close(other.log_prob(f, y), same.log_prob(f[:, :2], y))
+    torch.testing.assert_close(other.kl(torch.Size()), same.kl(torch.Size()))
+
+
+def test_the_common_precision_learns_the_weighted_residuals() -> None:
+    f, y = pair(5, 1)
+    likelihood = bound("learned", step_size=1.0)
+    likelihood.observe(f, y)
+    likelihood.natural_step()
+    expected = ((y - f[:, :1]).square() / f[:, 1:].exp()).mean()
+    torch.testing.assert_close(likelihood.residual[0], expected)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_hessian_root_squares_to_the_fisher_information(outputs: int) -> None:
+    """Against the mean of gradients' outer products over targets sampled by torch's own normal."""
+    f, _ = pair(1, outputs)
+    likelihood, count = bound(0.7), 400_000
+    y = Normal(f[:, :outputs], std_of(f, 0.7)).sample((count,))[:, 0]
+    z = f.expand(count, -1).clone().requires_grad_()
+    (gradients,) = torch.autograd.grad(likelihood.log_prob(z, y).sum(), z)
+    root = likelihood.hessian_root(f)[:, 0]
+    expected = gradients.mT @ gradients / count
+    size = expected.diagonal().max()
+    torch.testing.assert_close(root.mT @ root, expected, rtol=0.02, atol=0.01 * float(size))
+
+
+@pytest.mark.parametrize("noise", KINDS)
+def test_the_location_block_is_minus_the_hessian(noise: Any) -> None:
+    f, y = pair(3, 2)
+    likelihood = bound(noise)
+    likelihood.log_prob(f, y)
+    root = likelihood.hessian_root(f)
+    for n in range(3):
+        hessian = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
+            lambda m, n=n: likelihood.log_prob(torch.cat([m, f[n, 2:]])[None], y[n : n + 1]).sum(), f[n, :2]
+        )
+        torch.testing.assert_close(root[:, n, :2].mT @ root[:, n, :2], -hessian)
+        torch.testing.assert_close(root[:, n, 2:].mT @ root[:, n, 2:], 0.5 * torch.eye(2).double())
+
+
+def test_beyond_the_limit_nothing_moves_the_log_variance() -> None:
+    f = torch.tensor([[0.0, 50.0], [0.0, -50.0]]).double().requires_grad_()
+    likelihood, y = bound(), torch.ones(2, 1).double()
+    log_prob = likelihood.log_prob(f, y)
+    assert torch.isfinite(log_prob).all()
+    (gradient,) = torch.autograd.grad(log_prob.sum(), f)
+    assert gradient[:, 1].tolist() == [0.0, 0.0]
+    assert likelihood.hessian_root(f.detach())[..., 1].abs().max() == 0
+
+
+def test_samples_have_the_networks_standard_deviation() -> None:
+    f = torch.tensor([3.0, -1.0, 0.0, 2.0]).double().expand(50_000, 4)
+    y = bound().sample(f, RandomStream(0))
+    torch.testing.assert_close(y.std(0), std_of(f[0]), rtol=0.02, atol=0)
+    torch.testing.assert_close(y.mean(0), f[0, :2], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("noise", KINDS)
+def test_prediction_is_the_mixture_by_hand(noise: Any) -> None:
+    """Density, CDF and moments of a mixture of scipy's normals or Student-t's."""
+    likelihood = bound(noise, a0=3.0, b0=0.5, initial_std=0.4)
+    f, y = torch.randn(6, 4, 2).double(), torch.randn(4, 1).double()
+    pred = noisynat.Predictive(f, likelihood.observation_model(), RandomStream(0))
+    scale = float(likelihood.noise_std) * (f[..., 1:] / 2).exp()
+    law = stats.t(2 * (3 + N / 2), f[..., :1], scale) if noise == "gamma" else stats.norm(f[..., :1], scale)
+    np.testing.assert_allclose(pred.log_prob(y).numpy(), np.log(law.pdf(y).mean(0))[:, 0])
+    np.testing.assert_allclose(pred.cdf(y).numpy(), law.cdf(y).mean(0), atol=1e-9)
+    np.testing.assert_allclose(pred.mean.numpy(), f[..., :1].mean(0))
+    np.testing.assert_allclose(pred.aleatoric_variance.numpy(), law.var().mean(0))
+    np.testing.assert_allclose(pred.epistemic_variance.numpy(), f[..., :1].numpy().var(0))
+    lower, upper = pred.interval(0.9)
+    torch.testing.assert_close(pred.cdf(upper) - pred.cdf(lower), torch.full((4, 1), 0.9).double())
+    torch.testing.assert_close(pred.distribution.mean, pred.mean)
+    drawn = pred.sample(20_000, torch.Generator().manual_seed(0))
+    assert ((drawn.mean(0) - pred.mean) / pred.stddev).abs().max() < 5 / 20_000**0.5
+
+
+def test_predictions_of_replicas_combine() -> None:
+    likelihood = bound("learned", (2,))
+    likelihood.residual.copy_(torch.tensor([[0.25], [4.0]]))
+    f, y = torch.randn(6, 2, 4, 2).double(), torch.randn(4, 1).double()
+    pred = noisynat.Predictive(f, likelihood.observation_model(), RandomStream(0))
+    each = torch.stack([pred.replica(index).log_prob(y) for index in range(2)])
+    torch.testing.assert_close(pred.log_prob(y), each)
+    torch.testing.assert_close(pred.combine().log_prob(y), each.logsumexp(0) - np.log(2))
+    weights = torch.tensor([1.0, 3.0]).double()
+    torch.testing.assert_close(pred.combine(weights).mean, (weights / 4 @ pred.mean.flatten(1)).reshape(4, 1))
+    assert pred.combine(weights).sample(3).shape == (3, 4, 1)
+
+
+@pytest.mark.parametrize("structure", ["mean_field", "diagonal", "kronecker", "eigen_corrected", "dense"])
+def test_noise_that_grows_is_found(structure: Any) -> None:
+    """y = x + 0.1 exp(x) e: with 2000 points the posterior's noise follows the law within 15%."""
+    x = 2 * torch.rand(2000, 1) - 1
+    y = x + 0.1 * x.exp() * torch.randn(2000, 1)
+    net = nn.Linear(1, 2)
+    likelihood = noisynat.HeteroscedasticGaussianLikelihood("gamma", a0=1.0, b0=0.001, initial_std=0.3, step_size=0.1)
+    bnn = noisynat.VariationalNetwork(nn.Sequential(net), likelihood, posterior=structure, num_data=2000, seed=0)
+    mean_field = structure == "mean_field"
+    optimizer: Any = torch.optim.Adam(bnn.parameters(), 0.05) if mean_field else noisynat.NoisyNaturalGradient(bnn, 0.1)
+    data = noisynat.TensorBatches(x, y, 200, seed=0)
+    noisynat.fit(bnn, optimizer, data, 60, progress=False, scheduler=noisynat.cosine_schedule(optimizer, 600))
+    at = torch.tensor([[-0.8], [0.0], [0.8]])
+    noise = bnn.predict(at, num_samples=200).aleatoric_variance.sqrt()
+    torch.testing.assert_close(noise, 0.1 * at.exp(), rtol=0.15, atol=0)
+
+
+def test_replicas_take_common_targets() -> None:
+    net = nn.Linear(2, 2)
+    bnn = noisynat.VariationalNetwork(nn.Sequential(net), bound().double(), num_data=5, replicas=3)
+    assert bnn.loss(torch.zeros(5, 2), torch.zeros(5, 1)).isfinite()
+    assert bnn.predict(torch.zeros(5, 2), 4).mean.shape == (3, 5, 1)
+
+
+def test_an_odd_number_of_outputs_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 outputs, but a heteroscedastic likelihood needs an even number"):
+        bound().check_targets(torch.zeros(4, 3).double(), torch.zeros(4, 1).double())
+    with pytest.raises(ValueError, match=r"targets have shape \(4, 2\)"):
+        bound().check_targets(torch.zeros(4, 2).double(), torch.zeros(4, 2).double())
