@@ -133,7 +133,7 @@ class Predictive:
         index = (index,) if isinstance(index, int) else tuple(index)
         if len(index) != self.samples.dim() - 3:
             raise ValueError(f"this prediction has {self.samples.dim() - 3} replica dimensions, the index {len(index)}")
-        at = (slice(None), *index)
+        at: tuple[slice | int, ...] = (slice(None), *index)
         weights = None if self.weights is None else self.weights[at]
         return Predictive(self.samples[at], self._observation.replica(at, self.samples), self._stream, weights)
 

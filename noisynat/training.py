@@ -48,6 +48,7 @@ def fit(
     progress: bool = True,
     scheduler: Any = None,
     kl_warmup: float = 0.0,
+    kl_start: float | None = None,
     on_epoch: Callable[[int, History], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
@@ -64,7 +65,8 @@ def fit(
         epochs: total number of epochs, those of a resumed checkpoint included.
         progress: show a bar on a terminal (with the package tqdm), plain lines elsewhere.
         scheduler: a torch learning-rate scheduler; its ``step()`` is called after every optimizer step.
-        kl_warmup: fraction of the epochs in which kl_weight rises linearly to its value.
+        kl_warmup: fraction of the epochs in which kl_weight rises to its value, linearly from near zero.
+        kl_start: let it rise geometrically instead, from this fraction of its value.
         on_epoch: called with the epoch (from 1) and the history after every epoch.
         checkpoint: file to write; if it exists, training resumes from it, bit for bit on the CPU.
         checkpoint_every: steps between checkpoints besides the one after every epoch.
@@ -78,6 +80,8 @@ def fit(
     """
     if epochs < 0 or not 0 <= kl_warmup <= 1:
         raise ValueError(f"need epochs >= 0 and 0 <= kl_warmup <= 1, got {epochs} and {kl_warmup}")
+    if kl_start is not None and not 0 < kl_start <= 1:
+        raise ValueError(f"need 0 < kl_start <= 1, got {kl_start}")
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
         raise ValueError("checkpoint_every is a positive number of steps and needs checkpoint=")
     run = _Run(network, optimizer, data, scheduler, None if checkpoint is None else Path(checkpoint))
@@ -88,7 +92,7 @@ def fit(
     try:
         with Progress(epochs, run.epoch, enabled=progress) as bar:
             while run.epoch < epochs:
-                _set_kl_weight(network, warmed_up_kl_weight(target, run.epoch, warmup))
+                _set_kl_weight(network, warmed_up_kl_weight(target, run.epoch, warmup, kl_start))
                 run.train_epoch(checkpoint_every)
                 bar.update(run.epoch, run.history)
                 if on_epoch is not None:

@@ -130,6 +130,12 @@ def test_warm_up_over_all_epochs_still_ends_at_the_value() -> None:
     assert all(posterior.kl_weight == 1.0 for posterior in bnn.posteriors)
 
 
+def test_warm_up_may_rise_geometrically() -> None:
+    bnn, optimizer = make(kl_weight=0.8)
+    history = quiet(bnn, optimizer, batches(), 4, kl_warmup=0.5, kl_start=0.25)
+    assert history["kl_weight"] == pytest.approx([0.2, 0.4, 0.8, 0.8])
+
+
 def test_an_interrupted_warm_up_leaves_the_kl_weight_as_it_was() -> None:
     bnn, optimizer = make(kl_weight=0.8)
     with pytest.raises(CrashError):
@@ -173,6 +179,8 @@ def test_zero_epochs_change_nothing() -> None:
     [
         ({"epochs": -1}, "epochs >= 0"),
         ({"kl_warmup": 1.5}, "kl_warmup <= 1"),
+        ({"kl_start": 0.0}, "0 < kl_start <= 1"),
+        ({"kl_start": 1.5}, "0 < kl_start <= 1"),
         ({"checkpoint_every": 5}, "needs checkpoint="),
         ({"checkpoint_every": 0, "checkpoint": "file"}, "positive number of steps"),
     ],

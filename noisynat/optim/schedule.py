@@ -66,6 +66,13 @@ def cosine_schedule(
     return CosineSchedule(optimizer, total_steps, final, curvature_final)
 
 
-def warmed_up_kl_weight(kl_weight: float, epoch: int, warmup: int) -> float:
-    """lambda in ``epoch`` (from 0) of a linear warm-up over ``warmup`` epochs: full from epoch ``warmup`` on."""
-    return kl_weight if epoch >= warmup else kl_weight * (epoch + 1) / (warmup + 1)
+def warmed_up_kl_weight(kl_weight: float, epoch: int, warmup: int, start: float | None = None) -> float:
+    """lambda in ``epoch`` (from 0) of a warm-up over ``warmup`` epochs: full from epoch ``warmup`` on.
+
+    Linear from near zero, or, with ``start``, geometric from ``start`` times the full weight.
+    """
+    if epoch >= warmup:
+        return kl_weight
+    if start is None:
+        return kl_weight * (epoch + 1) / (warmup + 1)
+    return float(kl_weight * start ** (1 - epoch / warmup))

@@ -42,6 +42,11 @@ def test_warm_up_rises_linearly_and_is_complete_afterwards() -> None:
     assert weights == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
 
+def test_warm_up_rises_geometrically_from_its_start() -> None:
+    weights = [warmed_up_kl_weight(0.8, epoch, 2, start=0.25) for epoch in range(4)]
+    assert weights == pytest.approx([0.2, 0.4, 0.8, 0.8])
+
+
 def test_without_warm_up_the_weight_is_full_at_once() -> None:
     assert warmed_up_kl_weight(0.8, 0, 0) == 0.8
 
