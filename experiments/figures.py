@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from experiments.methods import Method
 
-_COLORS = {
+COLORS = {
     "bbb": "#7f7f7f",
     "nng-ffg": "#e69f00",
     "nng-mvg": "#56b4e9",
@@ -56,7 +56,7 @@ def _predictions(axes: Axes, table: pd.DataFrame, method: Method) -> None:
     if len(table) > 300:
         table = table.iloc[:300]
     errors = [table.predicted - table.lower, table.upper - table.predicted]
-    color = _COLORS[method.name]
+    color = COLORS[method.name]
     axes.errorbar(table.observed, table.predicted, yerr=errors, fmt="o", markersize=3, linewidth=0.8, color=color)
     ends = [min(table.observed.min(), table.lower.min()), max(table.observed.max(), table.upper.max())]
     axes.plot(ends, ends, color="black", linewidth=0.8, linestyle=":")
@@ -68,12 +68,12 @@ def _elbo(axes: Axes, folder: Path, methods: Sequence[Method]) -> None:
     lowest, highest = [], []
     for method in methods:
         history = pd.read_csv(folder / method.name / "history.csv")
-        axes.plot(history.epoch, history.elbo, color=_COLORS[method.name], label=method.name)
+        axes.plot(history.epoch, history.elbo, color=COLORS[method.name], label=method.name)
         lowest.append(history.elbo.iloc[len(history) // 5])
         highest.append(history.elbo.max())
         if "elbo_error" in history:
             low, high = history.elbo - 2 * history.elbo_error, history.elbo + 2 * history.elbo_error
-            axes.fill_between(history.epoch, low, high, color=_COLORS[method.name], alpha=0.2, linewidth=0)
+            axes.fill_between(history.epoch, low, high, color=COLORS[method.name], alpha=0.2, linewidth=0)
     axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)")
     bottom, top = min(lowest), max(highest)  # the first fifth of training would flatten the rest
     axes.set_ylim(bottom, top + 0.1 * (top - bottom) + 0.01)

@@ -1,8 +1,11 @@
-"""The methods that the experiments compare, all on the same network, prior and likelihood."""
+"""The methods that the experiments compare, all on the same network and prior.
+
+``METHODS`` are the posterior families, each trained in one go.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +26,12 @@ class Method:
         options: of the optimizer, where they are not its defaults.
         kl_warmup: fraction of the epochs in which the KL's weight rises to its value. The fewer correlations a family
             has, the more it needs one: from full weight on, it prunes hidden units before they have learned anything.
+        kl_start: the weight's first value, for a geometric rise; None for a linear one.
         curvature_final: how far 1 - beta2 falls with the learning rate, see :func:`noisynat.cosine_schedule`.
+        heteroscedastic: whether the network gives the noise's variance too.
+        start: trained before this method, with as many outputs and members; the method goes on from its posterior.
+        share: of the epochs that this method has; ``start`` has the rest.
+        members: networks per split, which predict as an equal-weight mixture.
     """
 
     name: str
@@ -31,7 +39,12 @@ class Method:
     structure: Structure
     options: dict[str, Any] = field(default_factory=dict)
     kl_warmup: float = 0.0
+    kl_start: float | None = None
     curvature_final: float = 0.1
+    heteroscedastic: bool = False
+    start: Method | None = None
+    share: float = 1.0
+    members: int = 1
 
     def optimizer(self, network: noisynat.VariationalNetwork) -> Optimizer:
         """The method's optimizer for ``network``."""
@@ -42,6 +55,14 @@ class Method:
         if self.structure == "dense":
             return noisynat.NoisyNaturalGradient(network, **self.options)
         return noisynat.NoisyKFAC(network, **self.options)
+
+    def phases(self, epochs: int) -> list[tuple[Method, int]]:
+        """What is trained one after the other, and for how many epochs: one phase, or two."""
+        if self.start is None:
+            return [(self, epochs)]
+        own = max(round(self.share * epochs), 1)
+        start = replace(self.start, heteroscedastic=self.heteroscedastic, members=self.members)
+        return [*start.phases(epochs - own), (self, own)]
 
 
 _METHODS = (

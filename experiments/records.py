@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -27,6 +28,15 @@ def write_text(path: Path, text: str) -> None:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write ``table`` as CSV, floats with 7 significant digits."""
     write_text(path, table.to_csv(index=False, float_format="%.7g"))
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write ``arrays`` as a compressed .npz file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    os.replace(partial, path)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

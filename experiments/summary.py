@@ -33,8 +33,9 @@ def history_table(history: noisynat.History) -> pd.DataFrame:
         if array.ndim == 1:
             columns[key] = array
         else:
+            array = array.reshape(*array.shape[:2], -1).mean(-1)  # over the members of a split
             columns[key] = array.mean(1)
-            columns[f"{key}_error"] = _standard_error(array, axis=1)
+            columns[f"{key}_error"] = standard_error(array, axis=1)
     return pd.DataFrame(columns)
 
 
@@ -52,7 +53,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         for key in _COLUMNS:
             values = group[key].to_numpy()
             row[key] = values.mean()
-            row[f"{key}_error"] = _standard_error(values)
+            row[f"{key}_error"] = standard_error(values)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -107,7 +108,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return cells
 
 
-def _standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
+def standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
     count = values.shape[axis]
     if count < 2:
         return np.full_like(values.mean(axis), np.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from typer.testing import CliRunner
 
 import noisynat
 import uci_data
-from experiments import summary, uci_regression
-from experiments.methods import METHODS
+from experiments import runs, summary, uci_regression
+from experiments.methods import METHODS, Method
 from experiments.protocol import Splits, load_splits
 
 
@@ -39,8 +40,8 @@ def splits() -> Splits:
 
 
 @pytest.fixture
-def quick() -> uci_regression.Configuration:
-    return uci_regression.Configuration(epochs=3, batch_size=10, hidden=5, test_samples=50, elbo_samples=10)
+def quick() -> runs.Configuration:
+    return runs.Configuration(epochs=3, batch_size=10, hidden=5, test_samples=50, elbo_samples=10)
 
 
 def test_standardization_uses_the_training_part_only(splits: Splits) -> None:
@@ -57,9 +58,10 @@ def test_a_constant_feature_becomes_zero(splits: Splits) -> None:
     assert torch.equal(splits.x_train[..., 2], torch.zeros_like(splits.x_train[..., 2]))
 
 
-def test_figures_are_in_raw_units(splits: Splits, quick: uci_regression.Configuration) -> None:
-    network, _ = uci_regression.train(METHODS["nng-kron"], splits, quick, None, progress=False)
-    rows, predictions = uci_regression.evaluate(network, splits, quick)
+def test_figures_are_in_raw_units(splits: Splits, quick: runs.Configuration) -> None:
+    network, _ = runs.train(METHODS["nng-kron"], splits, quick)
+    result = runs.evaluate(network, splits, quick)
+    rows, predictions = result.rows, result.first
     observed = SmallSet().y[30:]
     np.testing.assert_allclose(predictions.observed, observed, rtol=1e-5)
     rmse = np.sqrt(np.mean((predictions.predicted - observed) ** 2))
@@ -67,54 +69,101 @@ def test_figures_are_in_raw_units(splits: Splits, quick: uci_regression.Configur
     # A change of units y -> c y moves the log-likelihood by -log c and the RMSE by c, and nothing else.
     scaled = replace(splits, y_scale=10 * splits.y_scale)
     torch.manual_seed(0)
-    network, _ = uci_regression.train(METHODS["nng-kron"], splits, quick, None, progress=False)
-    again, _ = uci_regression.evaluate(network, scaled, quick)
+    network, _ = runs.train(METHODS["nng-kron"], splits, quick)
+    again = runs.evaluate(network, scaled, quick).rows
     np.testing.assert_allclose(again.rmse, 10 * rows.rmse, rtol=1e-4)
     np.testing.assert_allclose(again.log_likelihood, rows.log_likelihood - np.log(10), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains(method: str, splits: Splits, quick: uci_regression.Configuration) -> None:
-    network, history = uci_regression.train(METHODS[method], splits, quick, None, progress=False)
-    rows, _ = uci_regression.evaluate(network, splits, quick)
+def test_every_method_trains(method: str, splits: Splits, quick: runs.Configuration) -> None:
+    network, history = runs.train(METHODS[method], splits, quick)
+    rows = runs.evaluate(network, splits, quick).rows
     assert len(history) == 3
     assert np.isfinite(rows.select_dtypes("number").to_numpy()).all()
 
 
+TWO_PHASES = replace(METHODS["nng-full"], start=METHODS["nng-kron"], share=0.34, heteroscedastic=True, members=2)
+
+
+@pytest.mark.parametrize(("method", "last"), [(METHODS["nng-kron"], 2), (TWO_PHASES, 1), (TWO_PHASES, 3)])
 def test_a_stopped_run_goes_on_to_the_same_result(
-    tmp_path: Path, splits: Splits, quick: uci_regression.Configuration, monkeypatch: pytest.MonkeyPatch
+    method: Method,
+    last: int,
+    tmp_path: Path,
+    splits: Splits,
+    quick: runs.Configuration,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    method = METHODS["nng-kron"]
-    uci_regression.run_one(method, splits, quick, tmp_path / "whole", progress=False)
+    runs.run_one(method, splits, quick, tmp_path / "whole", progress=False)
 
-    fit = noisynat.fit
+    fit, epochs = noisynat.fit, 0
 
-    def stopped(*args: object, **kwargs: object) -> noisynat.History:
+    def stopped(*args: Any, **kwargs: Any) -> noisynat.History:
         def stop(epoch: int, _: noisynat.History) -> None:
-            if epoch == 2:
+            nonlocal epochs
+            epochs += 1
+            if epochs == last:
                 raise KeyboardInterrupt
 
-        return fit(*args, **kwargs, on_epoch=stop)  # type: ignore[arg-type]
+        return fit(*args, **{**kwargs, "on_epoch": stop})
 
     monkeypatch.setattr(noisynat, "fit", stopped)
     with pytest.raises(KeyboardInterrupt):
-        uci_regression.run_one(method, splits, quick, tmp_path / "stopped", progress=False)
+        runs.run_one(method, splits, quick, tmp_path / "stopped", progress=False)
     monkeypatch.setattr(noisynat, "fit", fit)
-    assert (tmp_path / "stopped" / "checkpoint.pt").exists()
-    uci_regression.run_one(method, splits, quick, tmp_path / "stopped", progress=False)
+    assert list((tmp_path / "stopped").glob("checkpoint-*.pt"))
+    runs.run_one(method, splits, quick, tmp_path / "stopped", progress=False)
+    assert not list((tmp_path / "stopped").glob("checkpoint-*.pt"))
 
     timing = ["training_seconds"]
     whole, resumed = (pd.read_csv(tmp_path / name / "splits.csv").drop(columns=timing) for name in ("whole", "stopped"))
     pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
 
 
+def test_a_method_with_a_start_has_two_phases(splits: Splits, quick: runs.Configuration) -> None:
+    """Kronecker first, dense from its posterior; one history, at lambda = 1 in the end."""
+    seen: list[tuple[str, int]] = []
+    network, history = runs.train(
+        TWO_PHASES, splits, quick, on_epoch=lambda network, history: seen.append((network.structure, len(history)))
+    )
+    assert seen == [("kronecker", 1), ("kronecker", 2), ("dense", 3)]
+    assert history["epoch"] == [1, 2, 3]
+    assert history["seconds"] == sorted(history["seconds"])
+    assert network.replicas == (2, 2)
+    assert network.kl_weight == 1.0
+
+
+def test_members_predict_as_one_mixture(splits: Splits, quick: runs.Configuration) -> None:
+    """The mixture's density, mean and CDF are the averages of its members', by prediction without combining."""
+    network, _ = runs.train(TWO_PHASES, splits, quick)
+    state = network.evaluation_stream.state()
+    result = runs.evaluate(network, splits, quick)
+    network.evaluation_stream.load_state(state)
+    x, y = (runs.members_of(values, network.replicas) for values in (splits.x_test, splits.y_test))
+    network.elbo(*(runs.members_of(v, network.replicas) for v in (splits.x_train, splits.y_train)), num_samples=10)
+    apart = network.predict(x, quick.test_samples)
+    expected = apart.log_prob(y).exp().mean(1).log()
+    np.testing.assert_allclose(result.pointwise["log_prob"], expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.pointwise["mean"], apart.mean[..., 0].mean(1).numpy(), rtol=1e-4, atol=1e-5)
+    raw = (expected - splits.y_scale.log()[:, None]).mean(1)
+    np.testing.assert_allclose(result.rows.log_likelihood, raw.numpy(), rtol=1e-4)
+    assert len(result.rows) == 2
+
+
+def test_settings_with_tuples_are_recognized(tmp_path: Path, splits: Splits, quick: runs.Configuration) -> None:
+    method = replace(METHODS["nng-kron"], options={"betas": (0.9, 0.98)})
+    assert runs.run_one(method, splits, quick, tmp_path, progress=False)
+    assert not runs.run_one(method, splits, quick, tmp_path, progress=False)
+
+
 def test_a_finished_run_is_kept_and_other_settings_train_anew(
-    tmp_path: Path, splits: Splits, quick: uci_regression.Configuration
+    tmp_path: Path, splits: Splits, quick: runs.Configuration
 ) -> None:
     method = METHODS["bbb"]
-    assert uci_regression.run_one(method, splits, quick, tmp_path, progress=False)
-    assert not uci_regression.run_one(method, splits, quick, tmp_path, progress=False)
-    assert uci_regression.run_one(method, splits, replace(quick, epochs=4), tmp_path, progress=False)
+    assert runs.run_one(method, splits, quick, tmp_path, progress=False)
+    assert not runs.run_one(method, splits, quick, tmp_path, progress=False)
+    assert runs.run_one(method, splits, replace(quick, epochs=4), tmp_path, progress=False)
 
 
 def test_command_line_writes_tables_and_figure(tmp_path: Path) -> None:
