@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from noisynat.errors import NonFiniteLossError
+from noisynat.likelihoods import HeteroscedasticGaussianLikelihood
 from noisynat.network import VariationalNetwork
 from noisynat.optim.schedule import warmed_up_kl_weight
 from noisynat.progress import Progress
@@ -49,6 +50,7 @@ def fit(
     scheduler: Any = None,
     kl_warmup: float = 0.0,
     kl_start: float | None = None,
+    noise_warmup: tuple[float, float] | None = None,
     on_epoch: Callable[[int, History], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
@@ -67,6 +69,8 @@ def fit(
         scheduler: a torch learning-rate scheduler; its ``step()`` is called after every optimizer step.
         kl_warmup: fraction of the epochs in which kl_weight rises to its value, linearly from near zero.
         kl_start: let it rise geometrically instead, from this fraction of its value.
+        noise_warmup: for a :class:`~noisynat.HeteroscedasticGaussianLikelihood`: noise is constant until the first of
+            these fractions of the epochs, and as the network says from the second on.
         on_epoch: called with the epoch (from 1) and the history after every epoch.
         checkpoint: file to write; if it exists, training resumes from it, bit for bit on the CPU.
         checkpoint_every: steps between checkpoints besides the one after every epoch.
@@ -77,11 +81,17 @@ def fit(
     Raises:
         NonFiniteLossError: when a loss is not finite; parameters are as they were before that step.
         ValueError: if an argument is out of range, or ``data`` is empty.
+        TypeError: if ``noise_warmup`` is given for another likelihood.
     """
     if epochs < 0 or not 0 <= kl_warmup <= 1:
         raise ValueError(f"need epochs >= 0 and 0 <= kl_warmup <= 1, got {epochs} and {kl_warmup}")
     if kl_start is not None and not 0 < kl_start <= 1:
         raise ValueError(f"need 0 < kl_start <= 1, got {kl_start}")
+    if noise_warmup is not None:
+        if not 0 <= noise_warmup[0] < noise_warmup[1] <= 1:
+            raise ValueError(f"need 0 <= begin < end <= 1 in noise_warmup, got {noise_warmup}")
+        if not isinstance(network.likelihood, HeteroscedasticGaussianLikelihood):
+            raise TypeError(f"noise_warmup is for heteroscedastic noise, not {type(network.likelihood).__name__}")
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
         raise ValueError("checkpoint_every is a positive number of steps and needs checkpoint=")
     run = _Run(network, optimizer, data, scheduler, None if checkpoint is None else Path(checkpoint))
@@ -93,6 +103,8 @@ def fit(
         with Progress(epochs, run.epoch, enabled=progress) as bar:
             while run.epoch < epochs:
                 _set_kl_weight(network, warmed_up_kl_weight(target, run.epoch, warmup, kl_start))
+                if noise_warmup is not None:
+                    _set_strength(network, (run.epoch / epochs - noise_warmup[0]) / (noise_warmup[1] - noise_warmup[0]))
                 run.train_epoch(checkpoint_every)
                 bar.update(run.epoch, run.history)
                 if on_epoch is not None:
@@ -106,6 +118,11 @@ def fit(
 def _set_kl_weight(network: VariationalNetwork, value: float) -> None:
     if network.kl_weight != value:
         network.kl_weight = value
+
+
+def _set_strength(network: VariationalNetwork, value: float) -> None:
+    assert isinstance(network.likelihood, HeteroscedasticGaussianLikelihood)
+    network.likelihood.strength.fill_(min(max(value, 0.0), 1.0))
 
 
 class _Run:

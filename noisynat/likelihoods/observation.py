@@ -115,14 +115,17 @@ class HeteroscedasticNoise:
     Args:
         base: the noise of log variance zero.
         limit: of the log variance's magnitude.
+        strength: that the log variance is multiplied by.
     """
 
     base: NormalNoise | StudentNoise
     limit: float
+    strength: float = 1.0
 
     def _split(self, f: Tensor) -> tuple[Tensor, NormalNoise | StudentNoise]:
         mean, log_variance = f.chunk(2, dim=-1)
-        return mean, self.base.scaled((log_variance.clamp(-self.limit, self.limit) / 2).exp())
+        log_variance = self.strength * log_variance.clamp(-self.limit, self.limit)
+        return mean, self.base.scaled((log_variance / 2).exp())
 
     def mean(self, f: Tensor) -> Tensor:
         return f.chunk(2, dim=-1)[0]

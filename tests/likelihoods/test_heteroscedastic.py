@@ -102,6 +102,61 @@ def test_beyond_the_limit_nothing_moves_the_log_variance() -> None:
     assert likelihood.hessian_root(f.detach())[..., 1].abs().max() == 0
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.4])
+def test_strength_scales_the_log_variance(strength: float) -> None:
+    """In the density, the curvature (by the chain rule), samples, observed residuals and predictions."""
+    f, y = pair(5, 2)
+    weak, full = bound("gamma"), bound("gamma")
+    weak.strength.fill_(strength)
+    scaled = torch.cat([f[:, :2], strength * f[:, 2:]], dim=-1)
+    torch.testing.assert_close(weak.log_prob(f, y), full.log_prob(scaled, y))
+    chain = torch.cat([torch.ones(2), torch.full((2,), strength)]).double()
+    torch.testing.assert_close(weak.hessian_root(f), full.hessian_root(scaled) * chain)
+    torch.testing.assert_close(weak.sample(f, RandomStream(0)), full.sample(scaled, RandomStream(0)))
+    for likelihood, outputs in ((weak, f), (full, scaled)):
+        likelihood.observe(outputs, y)
+        likelihood.natural_step()
+    torch.testing.assert_close(weak.residual, full.residual)
+    predictions = [
+        noisynat.Predictive(outputs[None], likelihood.observation_model(), RandomStream(0)).log_prob(y)
+        for likelihood, outputs in ((weak, f), (full, scaled))
+    ]
+    torch.testing.assert_close(*predictions)
+
+
+def test_strength_is_part_of_the_state() -> None:
+    weak, full = bound(), bound()
+    weak.strength.fill_(0.3)
+    full.load_state_dict(weak.state_dict())
+    assert float(full.strength) == pytest.approx(0.3)
+
+
+def test_noise_is_set_free_during_training() -> None:
+    bnn = noisynat.VariationalNetwork(nn.Linear(2, 2), noisynat.HeteroscedasticGaussianLikelihood(), num_data=4)
+    seen: list[float] = []
+    data = [(torch.randn(4, 2), torch.randn(4, 1))]
+    noisynat.fit(
+        bnn,
+        noisynat.NoisyKFAC(bnn),
+        data,
+        10,
+        progress=False,
+        noise_warmup=(0.2, 0.6),
+        on_epoch=lambda _, __: seen.append(float(bnn.likelihood.strength)),  # type: ignore[arg-type]
+    )
+    assert seen == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+
+
+def test_noise_warmup_is_checked() -> None:
+    bnn = noisynat.VariationalNetwork(nn.Linear(2, 2), noisynat.HeteroscedasticGaussianLikelihood(), num_data=4)
+    for wrong in ((0.5, 0.5), (-0.1, 0.5), (0.5, 1.1)):
+        with pytest.raises(ValueError, match="begin < end"):
+            noisynat.fit(bnn, noisynat.NoisyKFAC(bnn), [], 1, noise_warmup=wrong)
+    bnn = noisynat.VariationalNetwork(nn.Linear(2, 2), noisynat.GaussianLikelihood(), num_data=4)
+    with pytest.raises(TypeError, match="heteroscedastic noise, not GaussianLikelihood"):
+        noisynat.fit(bnn, noisynat.NoisyKFAC(bnn), [], 1, noise_warmup=(0.2, 0.5))
+
+
 def test_samples_have_the_networks_standard_deviation() -> None:
     f = torch.tensor([3.0, -1.0, 0.0, 2.0]).double().expand(50_000, 4)
     y = bound().sample(f, RandomStream(0))
