@@ -23,6 +23,10 @@ COLORS = {
     "nng-kron": "#0072b2",
     "nng-ekfac": "#009e73",
     "nng-full": "#d55e00",
+    "mix-kron": "#f0e442",
+    "mix-kron-het": "#cc79a7",
+    "mix-full": "#000000",
+    "mix-full-het": "#8c510a",
 }  # a palette that colour-blind readers can tell apart (Okabe and Ito 2008)
 
 

@@ -28,7 +28,8 @@ class Method:
             has, the more it needs one: from full weight on, it prunes hidden units before they have learned anything.
         kl_start: the weight's first value, for a geometric rise; None for a linear one.
         curvature_final: how far 1 - beta2 falls with the learning rate, see :func:`noisynat.cosine_schedule`.
-        heteroscedastic: whether the network gives the noise's variance too.
+        noise_warmup: fractions of the epochs between which varying noise is set free; None for noise
+            that is the same everywhere.
         start: trained before this method, with as many outputs and members; the method goes on from its posterior.
         share: of the epochs that this method has; ``start`` has the rest.
         members: networks per split, which predict as an equal-weight mixture.
@@ -41,10 +42,15 @@ class Method:
     kl_warmup: float = 0.0
     kl_start: float | None = None
     curvature_final: float = 0.1
-    heteroscedastic: bool = False
+    noise_warmup: tuple[float, float] | None = None
     start: Method | None = None
     share: float = 1.0
     members: int = 1
+
+    @property
+    def heteroscedastic(self) -> bool:
+        """Whether the network gives the noise's variance too."""
+        return self.noise_warmup is not None
 
     def optimizer(self, network: noisynat.VariationalNetwork) -> Optimizer:
         """The method's optimizer for ``network``."""
@@ -61,7 +67,7 @@ class Method:
         if self.start is None:
             return [(self, epochs)]
         own = max(round(self.share * epochs), 1)
-        start = replace(self.start, heteroscedastic=self.heteroscedastic, members=self.members)
+        start = replace(self.start, noise_warmup=self.noise_warmup, members=self.members)
         return [*start.phases(epochs - own), (self, own)]
 
 
@@ -75,3 +81,18 @@ _METHODS = (
     Method("nng-full", "full covariance", "dense", {"damping": 0.0, "refresh_every": 10}),
 )
 METHODS = {method.name: method for method in _METHODS}
+
+_PATIENT = {"kl_warmup": 0.5, "kl_start": 0.1}
+_MIXED = replace(METHODS["nng-kron"], name="mix-kron", title="mixture, noisy K-FAC", members=5, **_PATIENT)
+_FULL = Method(
+    "mix-full", "mixture, full covariance", "dense",
+    {"damping": 0.0, "refresh_every": 12, "stats_every": 4, "betas": (0.9, 0.96)},
+    start=replace(METHODS["nng-kron"], kl_warmup=1.0, kl_start=0.1), share=0.25, members=5,
+)  # fmt: skip
+_RECIPES = (
+    _MIXED,
+    replace(_MIXED, name="mix-kron-het", title="mixture, noisy K-FAC, varying noise", noise_warmup=(0.3, 0.6)),
+    _FULL,
+    replace(_FULL, name="mix-full-het", title="mixture, full covariance, varying noise", noise_warmup=(0.4, 0.8)),
+)
+RECIPES = {method.name: method for method in _RECIPES}

@@ -49,6 +49,27 @@ class Splits:
         return self.x_train.shape[2]
 
 
+def inner_splits(splits: Splits, fraction: float = 0.1, seed: int = 0) -> Splits:
+    """Every training part divided again: what is chosen inside it is judged on the part held out.
+
+    Args:
+        splits: the outer splits; their test parts are not looked at, and their standardization stays.
+        fraction: of each training part that is held out, at least one row.
+        seed: of the permutations, one per split.
+
+    Returns:
+        Splits whose test parts are the rows held out.
+    """
+    held_out = max(round(fraction * splits.num_train), 1)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(splits.count, splits.num_train, generator=generator, dtype=torch.float64).argsort(1)
+    parts = {}
+    for key, value in {"x": splits.x_train, "y": splits.y_train}.items():
+        shuffled = value.gather(1, order.unsqueeze(-1).expand(*order.shape, value.shape[-1]))
+        parts[f"{key}_test"], parts[f"{key}_train"] = shuffled[:, :held_out], shuffled[:, held_out:]
+    return Splits(splits.name, **parts, y_mean=splits.y_mean, y_scale=splits.y_scale)
+
+
 def load_splits(data: uci_data.Dataset, limit: int | None = None, dtype: torch.dtype = torch.float32) -> Splits:
     """The first ``limit`` (None: all) splits of ``data``, each standardized on its own training part.
 

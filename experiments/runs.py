@@ -49,12 +49,10 @@ class Configuration:
 
     @classmethod
     def for_size(cls, name: str, num_train: int) -> Configuration:
-        """400 epochs of batches of 32; from 4,000 examples on, about 12,000 steps of batches of 256."""
+        """About 8,000 steps of 32 examples, of 256 where there are 4,000 examples or more."""
         hidden = 100 if name in _LARGE_SETS else 50
-        if num_train < 4000:
-            return cls(400, 32, hidden)
-        batch_size = 256
-        return cls(max(round(12_000 * batch_size / num_train), 1), batch_size, hidden)
+        batch_size = 32 if num_train < 4000 else 256
+        return cls(max(round(8000 * batch_size / num_train), 1), batch_size, hidden)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -168,6 +166,7 @@ def train(
             scheduler=run.scheduler,
             kl_warmup=phase.kl_warmup,
             kl_start=phase.kl_start,
+            noise_warmup=None if number else phase.noise_warmup,  # it is over when the second phase begins
             progress=progress,
             checkpoint=None if folder is None else folder / f"checkpoint-{number}.pt",
             on_epoch=_reporter(on_epoch, run.network, before),

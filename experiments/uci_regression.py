@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from experiments import cli, figures, records, summary
-from experiments.methods import METHODS
+from experiments.methods import METHODS, RECIPES
 from experiments.runs import Configuration, run_one
 
 _MODULE = "experiments.uci_regression"
@@ -28,7 +28,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(help=__doc__.split("\n\n")[0])
 def main(
     datasets: Annotated[list[str] | None, typer.Argument(help="Data sets; default: boston.")] = None,
-    methods: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(METHODS)}.")] = ",".join(METHODS),
+    methods: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(METHODS | RECIPES)}.")] = ",".join(
+        METHODS
+    ),
     splits: Annotated[int | None, typer.Option(min=1, help="Only the first so many splits.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the rule's number of epochs.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/uci"),
@@ -39,7 +41,7 @@ def main(
 ) -> None:
     """Train, evaluate and report; finished parts are kept, a stopped one is resumed."""
     console = cli.started(threads)
-    chosen = cli.chosen(methods, METHODS)
+    chosen = cli.chosen(methods, METHODS | RECIPES)
     names = cli.checked_datasets(datasets or ["boston"])
     for name in names:
         data = cli.loaded(name, splits, console)

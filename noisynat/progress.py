@@ -51,5 +51,6 @@ class Progress:
             print(f"epoch {epoch}/{self._total}: {figures}", file=sys.stderr, flush=True)
 
 
-def _mean(value: float | list[float]) -> float:
-    return sum(value) / len(value) if isinstance(value, list) else value
+def _mean(value: float | list[Any]) -> float:
+    """Mean of a number per replica, nested as deep as there are replica dimensions."""
+    return sum(_mean(entry) for entry in value) / len(value) if isinstance(value, list) else value

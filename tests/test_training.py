@@ -214,6 +214,14 @@ def test_long_runs_write_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1].startswith("epoch 45/45")
 
 
+def test_progress_shows_the_mean_over_all_replica_dimensions(capsys: pytest.CaptureFixture[str]) -> None:
+    net = nn.Linear(2, 1)
+    bnn = noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(0.5), num_data=4, replicas=(2, 3))
+    history = noisynat.fit(bnn, noisynat.NoisyKFAC(bnn), [(torch.ones(4, 2), torch.ones(4, 1))], 1, progress=True)
+    mean = torch.tensor(history["loss"][0]).mean()
+    assert f"epoch 1/1: loss {mean:.4g}, elbo" in capsys.readouterr().err
+
+
 def test_without_progress_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     quiet(*make(), batches(), 3)
     output = capsys.readouterr()

@@ -83,7 +83,7 @@ def test_every_method_trains(method: str, splits: Splits, quick: runs.Configurat
     assert np.isfinite(rows.select_dtypes("number").to_numpy()).all()
 
 
-TWO_PHASES = replace(METHODS["nng-full"], start=METHODS["nng-kron"], share=0.34, heteroscedastic=True, members=2)
+TWO_PHASES = replace(METHODS["nng-full"], start=METHODS["nng-kron"], share=0.34, noise_warmup=(0.2, 0.9), members=2)
 
 
 @pytest.mark.parametrize(("method", "last"), [(METHODS["nng-kron"], 2), (TWO_PHASES, 1), (TWO_PHASES, 3)])
