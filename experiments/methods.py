@@ -82,8 +82,9 @@ _METHODS = (
 )
 METHODS = {method.name: method for method in _METHODS}
 
-_PATIENT = {"kl_warmup": 0.5, "kl_start": 0.1}
-_MIXED = replace(METHODS["nng-kron"], name="mix-kron", title="mixture, noisy K-FAC", members=5, **_PATIENT)
+_MIXED = replace(
+    METHODS["nng-kron"], name="mix-kron", title="mixture, noisy K-FAC", members=5, kl_warmup=0.5, kl_start=0.1
+)
 _FULL = Method(
     "mix-full", "mixture, full covariance", "dense",
     {"damping": 0.0, "refresh_every": 12, "stats_every": 4, "betas": (0.9, 0.96)},

@@ -13,7 +13,6 @@ from rich.table import Table
 
 import noisynat
 from experiments import records
-from experiments.methods import Method
 
 _COLUMNS = {
     "rmse": ("RMSE", 3),
@@ -39,9 +38,9 @@ def history_table(history: noisynat.History) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def collect(output: Path, datasets: Sequence[str], methods: Sequence[Method]) -> pd.DataFrame:
-    """The rows per split of all given data sets and methods."""
-    parts = [pd.read_csv(output / name / method.name / "splits.csv") for name in datasets for method in methods]
+def collect(output: Path, datasets: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
+    """The rows per split of all given data sets and methods, by name."""
+    parts = [pd.read_csv(output / name / method / "splits.csv") for name in datasets for method in methods]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -103,6 +102,9 @@ def _markdown(shown: pd.DataFrame, provenance: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     cells = [str(row["dataset"]), str(row["method"])]
     for key, (_, digits) in _COLUMNS.items():
+        if np.isnan(row[key]):
+            cells.append("–")  # a mixture of methods has no ELBO of its own
+            continue
         cell = f"{row[key]:.{digits}f}"
         cells.append(cell if key in _WITHOUT_ERROR else f"{cell}±{row[f'{key}_error']:.{digits}f}")
     return cells

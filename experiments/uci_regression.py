@@ -6,6 +6,7 @@ The network is one hidden layer of 50 ReLU units (100 for protein and year), the
 = 1. One configuration serves all sets; only the number of epochs and the batch size follow the number of examples, by
 the rule of :meth:`Configuration.for_size`. Written to the output folder: ``results.csv`` (a row per data set, method
 and split), ``summary.csv``, ``results.md`` and a figure per data set. A run that was stopped goes on where it stood.
+With ``--select`` some methods are also weighted inside every training part and mixed (:mod:`experiments.selection`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from experiments import cli, figures, records, summary
+from experiments import cli, figures, records, selection, summary
 from experiments.methods import METHODS, RECIPES
 from experiments.runs import Configuration, run_one
 
@@ -31,6 +32,9 @@ def main(
     methods: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(METHODS | RECIPES)}.")] = ",".join(
         METHODS
     ),
+    select: Annotated[
+        str, typer.Option(help="Methods to be weighted inside every training part and mixed, as the method 'selected'.")
+    ] = "",
     splits: Annotated[int | None, typer.Option(min=1, help="Only the first so many splits.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the rule's number of epochs.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/uci"),
@@ -42,6 +46,7 @@ def main(
     """Train, evaluate and report; finished parts are kept, a stopped one is resumed."""
     console = cli.started(threads)
     chosen = cli.chosen(methods, METHODS | RECIPES)
+    candidates = cli.chosen(select, METHODS | RECIPES, "--select") if select else []
     names = cli.checked_datasets(datasets or ["boston"])
     for name in names:
         data = cli.loaded(name, splits, console)
@@ -54,8 +59,12 @@ def main(
             )
             if not run_one(method, data, config, output / name / method.name, progress=True, module=_MODULE):
                 console.print("  done before")
+        if candidates:
+            console.print(f"[bold]{name}[/bold] {selection.NAME}: among {', '.join(m.name for m in candidates)}")
+            selection.select(candidates, data, config, output / name, _MODULE)
         figures.dataset_figure(output / name, chosen, output / f"{name}.png")
-    table = summary.collect(output, names, chosen)
+    shown = [method.name for method in chosen] + [selection.NAME] * bool(candidates)
+    table = summary.collect(output, names, shown)
     command = records.provenance(_MODULE)
     summary.write(table, output, command)
     console.print(summary.rich_table(table))

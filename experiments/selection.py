@@ -1,0 +1,66 @@
+"""Selection of methods inside every training split: a stacked mixture, its weights fitted on a held-out part.
+
+The test parts take no part in it. Each candidate is trained twice: on nine tenths of every training part, to be judged
+on the tenth left out, and on the whole, to predict. Written beside the candidates' folders: ``splits.csv`` and
+``chosen.csv``, the weights of every split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments import records
+from experiments.methods import Method
+from experiments.protocol import Splits, inner_splits
+from experiments.runs import Configuration, figures_of, run_one
+from experiments.stacking import mixed, stacking_weights
+
+NAME = "selected"
+_INNER = "inner"
+
+
+def select(
+    candidates: Sequence[Method],
+    splits: Splits,
+    config: Configuration,
+    folder: Path,
+    module: str,
+    progress: bool = True,
+) -> None:
+    """Train the candidates where that is not done, weight them in every split, and write the mixture's figures.
+
+    Args:
+        candidates: methods that differ in what is to be chosen: structure, noise, prior, warm-up.
+        splits: the data.
+        config: of all runs.
+        folder: of the data set, with a folder per method; the mixture's is ``selected``.
+        module: whose command this is, for the record.
+        progress: whether to show that of training.
+    """
+    inner = inner_splits(splits)
+    for method in candidates:
+        run_one(method, splits, config, folder / method.name, progress, module)
+        run_one(method, inner, config, folder / method.name / _INNER, progress, module)
+    held_out = [_pointwise(folder / method.name / _INNER)["log_prob"] for method in candidates]
+    weights = stacking_weights(np.stack(held_out, axis=-1))
+    pointwise = mixed([_pointwise(folder / method.name) for method in candidates], weights)
+    seconds = [_seconds(folder / method.name / part) for method in candidates for part in ("", _INNER)]
+    rows = pd.DataFrame({"dataset": splits.name, "method": NAME, "split": np.arange(splits.count)})
+    rows = rows.assign(**figures_of(pointwise, splits), elbo_per_datum=np.nan, training_seconds=sum(seconds))
+    chosen = pd.DataFrame(weights, columns=[method.name for method in candidates])
+    chosen.insert(0, "split", np.arange(splits.count))
+    records.write_table(folder / NAME / "splits.csv", rows)
+    records.write_table(folder / NAME / "chosen.csv", chosen)
+
+
+def _pointwise(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "pointwise.npz") as arrays:
+        return dict(arrays)
+
+
+def _seconds(folder: Path) -> float:
+    return float(pd.read_csv(folder / "splits.csv").training_seconds.iloc[0])
