@@ -75,13 +75,13 @@ class VariationalLinear(VariationalLayer):
         """
         if x.shape[-1] != self.in_features:
             raise ValueError(f"layer {self.name!r} takes {self.in_features} inputs, got {x.shape[-1]} features")
-        weight, per_example = self._drawn or Draw(self.mean)
-        lead = weight.dim() - 2 - per_example  # sample and replica dimensions
+        weight, grouped = self._drawn or Draw(self.mean)
+        lead = weight.dim() - 2 - grouped  # sample and replica dimensions
         a = x.reshape(*x.shape[: lead + 1], -1, self.in_features)
         if self.has_bias:
             a = functional.pad(a, (0, 1), value=1.0)
-        if per_example:
-            s = a @ weight.mT
+        if grouped:
+            s = _by_group(a, weight)
         else:
             s = (a.flatten(-3, -2) @ weight.mT).unflatten(-2, a.shape[-3:-1])
         if self._drawn is None and self.training and self._posterior:
@@ -93,3 +93,18 @@ class VariationalLinear(VariationalLayer):
     def extra_repr(self) -> str:
         replicas = f", replicas={tuple(self.batch_shape)}" if self.batch_shape else ""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.has_bias}{replicas}"
+
+
+def _by_group(a: Tensor, weight: Tensor) -> Tensor:
+    """Outputs (*replicas, B, T, out) for inputs a (*replicas, B, T, columns), by G weights for groups of examples.
+
+    Groups are consecutive and of equal size but for the last, for which the inputs are padded.
+    """
+    examples, groups = a.shape[-3], weight.shape[-3]
+    if examples == groups:
+        return a @ weight.mT
+    size = -(-examples // groups)
+    padded = functional.pad(a, (0, 0, 0, 0, 0, groups * size - examples))
+    rows = padded.unflatten(-3, (groups, size))
+    s = (rows.flatten(-3, -2) @ weight.mT).unflatten(-2, rows.shape[-3:-1])
+    return s.flatten(-4, -3).narrow(-3, 0, examples)

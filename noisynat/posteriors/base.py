@@ -134,9 +134,11 @@ class Posterior(nn.Module, ABC):
         )
         if mode == "shared":
             return [Draw(weight) for weight in self.draw((), stream)]
-        if mode == "per_example":
+        if mode in ("per_example", "grouped"):
+            of_group = 1 if mode == "per_example" else -(-examples // noise.MAX_GROUPS)
+            draws = -(-examples // of_group)
             count = len(self.batch_shape)
-            return [Draw(weight.movedim(0, count), True) for weight in self.draw((examples,), stream)]
+            return [Draw(weight.movedim(0, count), grouped=True) for weight in self.draw((draws,), stream)]
         return None
 
     def output_noise(self, a: Tensor, reused: bool, stream: RandomStream) -> Tensor:

@@ -10,5 +10,5 @@ from torch import Tensor
 class Draw(NamedTuple):
     """A weight that a forward pass uses in place of the mean and its noise."""
 
-    weight: Tensor  # (*sample, *replicas, out, columns), or (*replicas, B, out, columns) if per_example
-    per_example: bool = False
+    weight: Tensor  # (*sample, *replicas, out, columns), or (*replicas, G, out, columns) for G groups of examples
+    grouped: bool = False

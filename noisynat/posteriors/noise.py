@@ -1,9 +1,10 @@
-"""The four ways of putting a posterior's noise into a forward pass.
+"""The five ways of putting a posterior's noise into a forward pass.
 
 With Cov[vec W] = (L kron R) diag(root^2) (L kron R)^T, a structure needs no code of its own here:
 
 * ``shared``: W = M + L (root * E) R^T, one W for all examples;
 * ``per_example``: an own E for every example;
+* ``grouped``: the same for groups of examples, as many as :data:`MAX_GROUPS`, so that large batches cost no more draws;
 * ``local``: the output's exact marginal, s = M a + L (sqrt(root^2 (R^T a)^2) * e)
   (Kingma et al. 2015, in the rotated basis);
 * ``flipout``: s = M a + L (u * ((root * E) (r * R^T a))) with random signs u, r per example, one E
@@ -20,8 +21,9 @@ from torch import Tensor
 from noisynat.curvature.inverse import KroneckerBasisInverse
 from noisynat.random import RandomStream
 
-NoiseMode = Literal["auto", "shared", "local", "flipout", "per_example"]
+NoiseMode = Literal["auto", "shared", "local", "flipout", "per_example", "grouped"]
 NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
+MAX_GROUPS = 32
 
 
 def check_mode(mode: str, structure: str, supports_output_noise: bool) -> None:
@@ -31,7 +33,7 @@ def check_mode(mode: str, structure: str, supports_output_noise: bool) -> None:
     if mode in ("local", "flipout") and not supports_output_noise:
         raise ValueError(
             f"noise={mode!r} cannot be drawn exactly from a {structure!r} posterior, whose covariance does not "
-            "factor over inputs and outputs; use noise='shared', 'per_example' or 'auto'"
+            "factor over inputs and outputs; use noise='shared', 'per_example', 'grouped' or 'auto'"
         )
 
 
@@ -59,7 +61,7 @@ def choose_mode(mode: str, *, supports_output_noise: bool, locations: int, reuse
     if reused:
         return "shared"
     if not supports_output_noise:
-        return "per_example"
+        return "grouped"
     return "local" if locations == 1 else "flipout"
 
 

@@ -148,11 +148,25 @@ def test_drawn_weights_with_sample_and_replica_dimensions() -> None:
 def test_weights_drawn_per_example(replicas: tuple[int, ...]) -> None:
     _, layer = layers(replicas=replicas)
     weight, x = normal(*replicas, 5, 2, 4), normal(*replicas, 5, 3, 3)
-    with drawn_weights([layer], [Draw(weight, per_example=True)]):
+    with drawn_weights([layer], [Draw(weight, grouped=True)]):
         f = layer(x)
     last = (1,) * len(replicas)
     assert f.shape == (*replicas, 5, 3, 2)
     torch.testing.assert_close(f[last][4, 2], by_hand(weight[last][4], x[last][4, 2]))
+
+
+@pytest.mark.parametrize("replicas", [(), (2,)])
+@pytest.mark.parametrize("examples", [6, 7, 9])
+def test_weights_drawn_for_groups(replicas: tuple[int, ...], examples: int) -> None:
+    """Three weights for 6, 7 or 9 examples of two locations each."""
+    _, layer = layers(replicas=replicas)
+    weight, x = normal(*replicas, 3, 2, 4), normal(*replicas, examples, 2, 3)
+    with drawn_weights([layer], [Draw(weight, grouped=True)]):
+        f = layer(x)
+    last, size = (1,) * len(replicas), -(-examples // 3)
+    assert f.shape == (*replicas, examples, 2, 2)
+    for n in range(examples):
+        torch.testing.assert_close(f[last][n, 1], by_hand(weight[last][n // size], x[last][n, 1]))
 
 
 def test_drawn_weights_nest_and_are_undone_by_exceptions() -> None:

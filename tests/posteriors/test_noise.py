@@ -17,8 +17,8 @@ from tests.posteriors.builders import NATURAL, STRUCTURES, covariance, linear_ne
 DRAWS = 20_000
 JOINT = ("dense", "dense_per_layer")
 FACTORED = [name for name in STRUCTURES if name not in JOINT]
-POSSIBLE = [(name, mode) for name in FACTORED for mode in ("shared", "local", "flipout", "per_example")] + [
-    (name, mode) for name in JOINT for mode in ("shared", "per_example")
+POSSIBLE = [(name, mode) for name in FACTORED for mode in ("shared", "local", "flipout", "per_example", "grouped")] + [
+    (name, mode) for name in JOINT for mode in ("shared", "per_example", "grouped")
 ]
 INPUTS = torch.tensor([[1.0, -2.0], [0.5, 1.5], [-1.0, 0.3]], dtype=torch.float64)
 
@@ -75,6 +75,17 @@ def test_local_noise_is_independent_between_examples(mode: str, independent: boo
     assert bool(correlation <= 5 / DRAWS**0.5) == independent
 
 
+@pytest.mark.parametrize("examples", [32, 33, 70])
+def test_a_large_batch_shares_draws_in_groups(examples: int) -> None:
+    """Consecutive examples of a group see the same weight, others another; every weight is used that is drawn."""
+    network = linear_network("dense", noise="grouped")
+    f = network(INPUTS[:1].expand(examples, -1)).detach()
+    size = -(-examples // 32)
+    expected = [n // size for n in range(examples)]
+    same = (f[:, None] == f[None]).all(-1)
+    assert torch.equal(same, torch.tensor(expected)[:, None] == torch.tensor(expected)[None])
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_drawn_weights_have_the_posteriors_moments(structure: str) -> None:
     network = linear_network(structure)
@@ -125,7 +136,9 @@ def test_output_noise_is_refused_for_dense_posteriors(structure: str, mode: str)
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_unknown_mode(structure: str) -> None:
-    with pytest.raises(ValueError, match="noise is one of auto, shared, local, flipout, per_example; got 'loud'"):
+    with pytest.raises(
+        ValueError, match="noise is one of auto, shared, local, flipout, per_example, grouped; got 'loud'"
+    ):
         linear_network(structure, noise="loud")
 
 
@@ -171,8 +184,8 @@ def test_a_layer_in_several_places_has_one_draw_for_all() -> None:
         (True, 2, False, "flipout"),
         (True, 1, True, "shared"),
         (True, 2, True, "shared"),
-        (False, 1, False, "per_example"),
-        (False, 2, False, "per_example"),
+        (False, 1, False, "grouped"),
+        (False, 2, False, "grouped"),
         (False, 1, True, "shared"),
     ],
 )
@@ -181,7 +194,7 @@ def test_auto_picks_the_cheapest_exact_mode(supports: bool, locations: int, reus
     assert mode == expected
 
 
-@pytest.mark.parametrize("mode", ["shared", "per_example"])
+@pytest.mark.parametrize("mode", ["shared", "per_example", "grouped"])
 @pytest.mark.parametrize("reused", [True, False])
 def test_drawn_modes_are_always_possible(mode: str, reused: bool) -> None:
     for supports, locations in ((True, 1), (False, 3)):
