@@ -33,6 +33,7 @@ class Method:
         start: trained before this method, with as many outputs and members; the method goes on from its posterior.
         share: of the epochs that this method has; ``start`` has the rest.
         members: networks per split, which predict as an equal-weight mixture.
+        configuration: fields of :class:`experiments.runs.Configuration` in which this method departs from the others.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Method:
     start: Method | None = None
     share: float = 1.0
     members: int = 1
+    configuration: dict[str, Any] = field(default_factory=dict)
 
     @property
     def heteroscedastic(self) -> bool:
@@ -67,7 +69,7 @@ class Method:
         if self.start is None:
             return [(self, epochs)]
         own = max(round(self.share * epochs), 1)
-        start = replace(self.start, noise_warmup=self.noise_warmup, members=self.members)
+        start = replace(self.start, noise_warmup=self.noise_warmup, members=self.members, configuration={})
         return [*start.phases(epochs - own), (self, own)]
 
 

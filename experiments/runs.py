@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,8 @@ class Configuration:
     epochs: int
     batch_size: int
     hidden: int = 50
-    prior_variance: float = 1.0
+    prior_variance: float | Literal["empirical_bayes"] = 1.0
+    prior_scale: Literal["fan_in"] | None = None
     a0: float = 1.0
     b0: float = 0.001
     initial_noise: float = 0.1
@@ -45,6 +46,7 @@ class Configuration:
     kl_weight: float = 1.0
     elbo_samples: int = 100
     test_samples: int = 500
+    predictive: Literal["sampled", "linearized"] = "sampled"
     seed: int = 0
 
     @classmethod
@@ -83,7 +85,7 @@ def build(method: Method, splits: Splits, config: Configuration) -> noisynat.Var
             initial_std=config.initial_noise,
             step_size=config.noise_step,
         ),
-        prior=noisynat.GaussianPrior(variance=config.prior_variance),
+        prior=noisynat.GaussianPrior(config.prior_variance, config.prior_scale),
         posterior=method.structure,
         num_data=splits.num_train,
         kl_weight=config.kl_weight,
@@ -231,6 +233,7 @@ def evaluate(network: noisynat.VariationalNetwork, splits: Splits, config: Confi
     prediction = network.predict(
         members_of(splits.x_test, network.replicas),
         num_samples=config.test_samples,
+        predictive=config.predictive,
         combine=None if len(network.replicas) == 1 else "equal",
     )
     pointwise = {
@@ -296,6 +299,7 @@ def run_one(
     method: Method, splits: Splits, config: Configuration, folder: Path, progress: bool, module: str = __name__
 ) -> bool:
     """Train and evaluate ``method`` into ``folder``, unless it holds this very run; whether there was work to do."""
+    config = replace(config, **method.configuration)
     settings = plain({**asdict(config), **asdict(method), "splits": splits.count, "num_train": splits.num_train})
     done = records.read_json(folder / "run.json")
     if done is not None and done["settings"] == settings:

@@ -79,7 +79,6 @@ def rich_table(table: pd.DataFrame) -> Table:
 
 def _markdown(shown: pd.DataFrame, provenance: dict[str, Any]) -> str:
     header = ["data set", "method", *(title for title, _ in _COLUMNS.values())]
-    versions = ", ".join(f"{name} {number}" for name, number in provenance["packages"].items())
     lines = [
         "# UCI regression",
         "",
@@ -91,12 +90,20 @@ def _markdown(shown: pd.DataFrame, provenance: dict[str, Any]) -> str:
         "| " + " | ".join(["---", "---", *["---:"] * len(_COLUMNS)]) + " |",
         *("| " + " | ".join(_cells(row)) + " |" for row in shown.to_dict("records")),
         "",
-        f"Command: `{provenance['command']}`  ",
-        f"Versions: {versions}, Python {provenance['python']}  ",
-        f"Machine: {provenance['machine']}, {provenance['threads']} threads",
+        *provenance_lines(provenance),
         "",
     ]
     return "\n".join(lines)
+
+
+def provenance_lines(provenance: dict[str, Any]) -> list[str]:
+    """Command, versions and machine, for the end of a Markdown report."""
+    versions = ", ".join(f"{name} {number}" for name, number in provenance["packages"].items())
+    return [
+        f"Command: `{provenance['command']}`  ",
+        f"Versions: {versions}, Python {provenance['python']}  ",
+        f"Machine: {provenance['machine']}, {provenance['threads']} threads",
+    ]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
