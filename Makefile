@@ -11,19 +11,22 @@ SPEC       := setup.cfg pyproject.toml constraints.txt
 CREATED    := $(VENV)/.created
 INSTALLED  := $(VENV)/.installed-dev
 WITH_DOCS  := $(VENV)/.installed-docs
+WITH_PEERS := $(VENV)/.installed-peers
 TORCH      := $(shell sed -n 's/^\(torch==[^ ;\#]*\).*/\1/p' constraints.txt)
 
 RESULTS := results/demo
 DEMO    := $(BIN)/python -m experiments.uci_regression boston --methods bbb,nng-ffg,nng-mvg,nng-kron --output $(RESULTS)
+PEERS   := $(BIN)/python -m experiments.peers boston --output results/peers
 TEST    := $(BIN)/python -m pytest -n 2 --dist worksteal
 SPHINX  := $(BIN)/python -m sphinx -W --keep-going -q
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format docs clean distclean
+.PHONY: help venv demo peers test lint format docs clean distclean
 
 help:
 	@echo "make demo       train four posteriors on the Boston splits; tables and figures in $(RESULTS)"
+	@echo "make peers      install the methods of others and run them on the Boston splits; tables in results/peers"
 	@echo "make test       run all tests"
 	@echo "make lint       ruff check, ruff format --check, mypy"
 	@echo "make format     let ruff format and fix the code"
@@ -39,6 +42,9 @@ demo: $(INSTALLED)
 	@$(DEMO)
 	@echo "Tables and figures:"
 	@find $(RESULTS) -name '*.csv' -o -name '*.md' -o -name '*.png' | sort | sed 's/^/  /'
+
+peers: $(WITH_PEERS)
+	$(PEERS)
 
 test: $(INSTALLED)
 	$(TEST)
@@ -82,4 +88,12 @@ $(INSTALLED): $(CREATED) $(SPEC)
 $(WITH_DOCS): $(INSTALLED)
 	@echo "Installing the documentation tools"
 	@$(PIP) install -c constraints.txt -e ".[docs]"
+	@touch $@
+
+# laplace-torch asks for torchvision without using it, and one built for another torch (CUDA's for the CPU's) cannot be
+# imported, which stops laplace-torch's own import: then it goes.
+$(WITH_PEERS): $(INSTALLED)
+	@echo "Installing the methods of others"
+	@$(PIP) install -c constraints.txt -e ".[peers]"
+	@$(BIN)/python -c "import torchvision" 2> /dev/null || $(PIP) uninstall -y torchvision
 	@touch $@

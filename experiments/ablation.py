@@ -87,7 +87,7 @@ def markdown(table: pd.DataFrame, variants: Sequence[Method], provenance: dict[s
         "",
         f"Base: {BASE.title}; prior N(0, 1), noise prior Gamma(1, 0.001), one network per split. Changes are",
         "means over splits of the paired difference to the base ± standard error; **bold** where they exceed two of",
-        "these. ELBOs are those of each variant's own model: a change of prior, noise or lambda changes what is bounded.",
+        "these. ELBOs are those of each variant's own model: another prior, noise or lambda bounds something else.",
     ]
     for dataset, group in table.groupby("dataset", sort=False):
         lines += ["", f"## {dataset}", "", "| variant | " + " | ".join(_FIGURES.values()) + " |"]
