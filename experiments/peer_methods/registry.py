@@ -102,7 +102,7 @@ _PEERS = (
         "Laplace, Kronecker, linearized",
         laplace_torch.predictions,
         {"structure": "kron"},
-        _prior_precisions(1.0, 3.0, 10.0, 30.0),
+        _prior_precisions(1.0, 10.0, 30.0, 100.0),
         {"tuning_steps": 30},
         distribution="laplace-torch",
         module="laplace",
@@ -125,7 +125,7 @@ _PEERS = (
         "deep ensemble of 5, learned noise",
         ensemble.predictions,
         {"noise": "learned"},
-        _prior_precisions(1.0, 10.0, 30.0),
+        _prior_precisions(1.0, 10.0, 30.0, 100.0, 300.0),
         {"members": 3},
     ),
     Peer(
@@ -133,7 +133,7 @@ _PEERS = (
         "deep ensemble of 5, mean and variance",
         ensemble.predictions,
         {"noise": "per_input"},
-        _prior_precisions(1.0, 10.0, 30.0),
+        _prior_precisions(1.0, 10.0, 30.0, 100.0, 300.0),
         {"members": 3},
     ),
     Peer(

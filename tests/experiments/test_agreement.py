@@ -95,12 +95,14 @@ def test_rank_correlation_by_hand() -> None:
 
 
 def test_ranks_of_the_epistemic_part_are_not_those_of_the_total() -> None:
-    p = gaussian(MEAN, STD, 0.4)
-    q = gaussian(MEAN, STD.flip(0), 0.4)
-    result = agreement.compare(p, q, samples=100, grid=11)
-    assert result.epistemic_correlation == -1.0
+    p, reversed_epistemic = gaussian(MEAN, STD, 0.4), gaussian(MEAN, STD.flip(0), 0.4)
+    assert agreement.compare(p, reversed_epistemic, samples=100, grid=11).epistemic_correlation == -1.0
+    noise = torch.tensor([[4.0], [2.0], [0.1]], dtype=torch.float64)  # of every point, so large that it decides
+    reversed_total = noisynat.Predictive(p.samples, NormalNoise(noise), RandomStream(0))
+    result = agreement.compare(p, reversed_total, samples=100, grid=11)
+    assert (result.epistemic_correlation, result.total_correlation) == (1.0, -1.0)
     torch.manual_seed(0)
-    assert result == agreement.compare(p, q, samples=100, grid=11)
+    assert result == agreement.compare(p, reversed_total, samples=100, grid=11)
 
 
 def test_samples_of_float32_will_do() -> None:

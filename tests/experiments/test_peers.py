@@ -156,7 +156,7 @@ def test_a_finished_run_is_kept_and_other_settings_train_anew(splits: Splits, bu
     assert peers.run_one(peer, splits, quick, tmp_path, progress=False)
     assert not peers.run_one(peer, splits, quick, tmp_path, progress=False)
     assert peers.run_one(peer, splits, replace(quick, epochs=3), tmp_path, progress=False)
-    assert set(pd.read_csv(tmp_path / "chosen.csv").prior_precision) <= {1.0, 10.0, 30.0}
+    assert set(pd.read_csv(tmp_path / "chosen.csv").prior_precision) <= {1.0, 10.0, 30.0, 100.0, 300.0}
 
 
 # ---------------------------------------------------------------------------------------------------------
