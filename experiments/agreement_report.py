@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments import records
+from experiments import figures, records
 from experiments.methods import Method
 
 HALVES = "nuts, half against half"
@@ -153,11 +152,7 @@ def figure(folder: Path, methods: Sequence[Method], title: str, path: Path) -> N
     drawing.supxlabel("NUTS: epistemic standard deviation")
     drawing.supylabel("method")
     drawing.suptitle(f"{title}: test points, raw units")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    drawing.savefig(partial, dpi=130, format="png")
-    plt.close(drawing)
-    os.replace(partial, path)
+    figures.save(drawing, path)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

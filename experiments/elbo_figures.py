@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def dataset_figure(curves: pd.DataFrame, name: str, methods: Sequence[Method], p
     panels[1].set(xlabel=f"seconds, {clock}")
     figure.suptitle(f"{name}: mean over splits ± 2 standard errors, λ = 1; a dot is the end of training")
     _legend(figure, panels[0])
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def overview_figure(
@@ -83,7 +82,7 @@ def overview_figure(
         grid[2, 0].set_ylabel(f"final ELBO per datum,\ndifference from {paired.reference.iloc[0]}")
     figure.suptitle("mean over splits ± 2 standard errors, λ = 1; below, paired by split", fontsize="medium")
     _legend(figure, grid[0, 0])
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def _draw_curves(panels: Sequence[Axes], curves: pd.DataFrame, name: str, methods: Sequence[Method]) -> None:
@@ -126,11 +125,3 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = min(int(figure.get_figwidth() // 2.9), len(labels))  # an entry is less than 2.9 inches wide
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=130, format="png")
-    plt.close(figure)
-    os.replace(partial, path)

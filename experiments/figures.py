@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.methods import Method
 
@@ -49,6 +50,11 @@ def dataset_figure(folder: Path, methods: Sequence[Method], path: Path) -> None:
         _predictions(axes, pd.read_csv(folder / method.name / "predictions.csv"), method)
     _elbo(figure.add_subplot(grid[rows, :]), folder, methods)
     figure.suptitle(f"{folder.name}: first split's test part, and training of all splits")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as PNG, whole or not at all, making its folder, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, dpi=130, format="png")

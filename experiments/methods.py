@@ -99,3 +99,8 @@ _RECIPES = (
     replace(_FULL, name="mix-full-het", title="mixture, full covariance, varying noise", noise_warmup=(0.4, 0.8)),
 )
 RECIPES = {method.name: method for method in _RECIPES}
+
+DEFAULT = "mix-full-het"
+"""What we recommend without tuning."""
+CANDIDATES = ("mix-full-het", "mix-full")
+"""What the in-split selection weights: with noise that varies with the input, and with noise that does not."""

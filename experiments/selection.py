@@ -1,13 +1,14 @@
 """Selection of methods inside every training split: a stacked mixture, its weights fitted on a held-out part.
 
 The test parts take no part in it. Each candidate is trained twice: on nine tenths of every training part, to be judged
-on the tenth left out, and on the whole, to predict. Written beside the candidates' folders: ``splits.csv`` and
-``chosen.csv``, the weights of every split.
+on the tenth left out, and on the whole, to predict. Written into a folder beside the candidates': ``splits.csv``,
+``pointwise.npz`` and ``chosen.csv``, the weights of every split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,25 @@ def select(
         module: whose command this is, for the record.
         progress: whether to show that of training.
     """
-    inner = inner_splits(splits)
     for method in candidates:
         run_one(method, splits, config, folder / method.name, progress, module)
-        run_one(method, inner, config, folder / method.name / _INNER, progress, module)
+        rehearse(method, splits, config, folder, module, progress)
+    combine(candidates, splits, folder)
+
+
+def rehearse(
+    method: Method, splits: Splits, config: Configuration, folder: Path, module: str, progress: bool = True
+) -> bool:
+    """Train ``method`` on nine tenths of every training part, where that is not done; whether there was work to do.
+
+    Where it predicts with several networks, one of them stands for all: candidates are compared, not their numbers.
+    """
+    alone = replace(method, members=1)
+    return run_one(alone, inner_splits(splits), config, folder / method.name / _INNER, progress, module)
+
+
+def combine(candidates: Sequence[Method], splits: Splits, folder: Path) -> None:
+    """Weight the trained and rehearsed candidates in every split, and write the mixture's figures into ``folder``."""
     held_out = [_pointwise(folder / method.name / _INNER)["log_prob"] for method in candidates]
     weights = stacking_weights(np.stack(held_out, axis=-1))
     pointwise = mixed([_pointwise(folder / method.name) for method in candidates], weights)
@@ -55,6 +71,7 @@ def select(
     chosen.insert(0, "split", np.arange(splits.count))
     records.write_table(folder / NAME / "splits.csv", rows)
     records.write_table(folder / NAME / "chosen.csv", chosen)
+    records.write_arrays(folder / NAME / "pointwise.npz", pointwise)
 
 
 def _pointwise(folder: Path) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ class Dense(Curvature):
 
     A network's joint posterior is a ``Dense`` of shape (1, D) that is given whole-network gradients by
     :meth:`accumulate_gradients`. The damping may differ from weight to weight: (*batch, out, in).
+
+    Args:
+        solve_dtype: of the Cholesky factor, once it is found; by default ``dtype``. An average over many steps needs
+            double precision to stay positive definite, noise and steps that are drawn with its factor do not.
     """
+
+    def __init__(self, *args: Any, solve_dtype: torch.dtype | None = None, **kwargs: Any) -> None:
+        self.solve_dtype = solve_dtype or kwargs.get("dtype", torch.float32)
+        super().__init__(*args, **kwargs)
 
     def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         size = self.shape[0] * self.shape[1]
@@ -48,7 +57,7 @@ class Dense(Curvature):
         damped = prepared["C"].clone()
         damped.diagonal(dim1=-2, dim2=-1).add_(damping.expand(*self.batch_shape, *self.shape).flatten(-2))
         factor, failed = linalg.cholesky(damped)
-        return DenseInverse(factor, self.shape), failed
+        return DenseInverse(factor.to(self.solve_dtype), self.shape), failed
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         return snapshot["C"]

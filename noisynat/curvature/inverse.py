@@ -119,7 +119,7 @@ class DenseInverse:
         return self._from_columns(linalg.solve_transposed(self.factor, self._columns(noise)), noise)
 
     def logdet(self) -> Tensor:
-        return linalg.log_determinant(self.factor)
+        return 2 * self.factor.diagonal(dim1=-2, dim2=-1).double().log().sum(-1)
 
     def trace_inverse(self) -> Tensor:
         return self.inverse_diagonal().sum((-2, -1))

@@ -46,13 +46,16 @@ class NaturalPosterior(Posterior):
     ) -> None:
         super().__init__(layers, prior, **settings)
         mean = self.layers[0].mean
+        precision: dict[str, Any] = {"dtype": mean.dtype}
+        if curvature is Dense:
+            precision = {"dtype": torch.float64, "solve_dtype": mean.dtype}
         self.curvature = curvature(
             *self._packed_shape,
             self.batch_shape,
             initial_precision=initial_precision,
-            dtype=torch.float64 if curvature is Dense else mean.dtype,
             device=mean.device,
             name=self.name,
+            **precision,
         )
         noise.check_mode(self.noise_mode, self.structure, self._root.supports_output_noise)
         self.curvature.redamp(self._damping())
@@ -136,6 +139,7 @@ class NaturalPosterior(Posterior):
         state = {key: fn(value) for key, value in self.curvature.state_tensors().items()}
         if isinstance(self.curvature, Dense):  # its average stays in double precision
             state = {k: v.double() if v.is_floating_point() and k != "damping" else v for k, v in state.items()}
+            self.curvature.solve_dtype = self.layers[0].mean.dtype
         self.curvature.load_tensors(state)
         return self
 
