@@ -90,6 +90,12 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return values.clamp(min=0), vectors, failed
 
 
+def positive_part(matrix: Tensor) -> Tensor:
+    """The nearest positive semi-definite matrices (*batch, n, n) in Frobenius norm (Higham 1988, theorem 2.1)."""
+    values, vectors, _ = eigh(symmetrize(matrix))
+    return vectors @ (values.unsqueeze(-1) * vectors.mT)
+
+
 def cholesky_solve(rhs: Tensor, factor: Tensor) -> Tensor:
     """``(L L^T)^-1 rhs`` for rhs (*batch, n, k) and the lower factor L (*batch, n, n).
 

@@ -107,6 +107,7 @@ class VariationalNetwork(nn.Module):
         self.likelihood.to(mean.device)
         self._install_posteriors(posterior, prior or GaussianPrior(), noise, initial_precision)
         self.statistics_due = False  # set by an optimizer: whether the next loss feeds the curvature
+        self.statistics_examples: int | None = None  # likewise: how many of a batch do, at most
         self.fisher: fisher.FisherKind | None = None
 
     def _install_posteriors(
@@ -280,10 +281,11 @@ class VariationalNetwork(nn.Module):
             self.likelihood.natural_step()
         if statistics:
             position = {id(layer): i for i, layer in enumerate(self.layers)}
+            first = slice(self.statistics_examples)
             for posterior in self.posteriors:
                 assert isinstance(posterior, NaturalPosterior)
                 chosen = [statistics[position[id(layer)]] for layer in posterior.layers]
-                posterior.accumulate([a for a, _ in chosen], [g for _, g in chosen])
+                posterior.accumulate([a[..., first, :, :] for a, _ in chosen], [g[..., first, :, :] for _, g in chosen])
 
     # --- evaluation -------------------------------------------------------------------------------
 

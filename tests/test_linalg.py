@@ -142,6 +142,14 @@ def test_condition_number() -> None:
     assert linalg.condition_number(matrix).tolist() == [8, torch.inf]
 
 
+def test_positive_part() -> None:
+    """[[0, 1], [1, 0]] has eigenvalues 1 and -1; a positive definite matrix is its own positive part."""
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    definite = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    half = torch.full((2, 2), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(linalg.positive_part(torch.stack([swap, definite])), torch.stack([half, definite]))
+
+
 def test_symmetrize() -> None:
     assert linalg.symmetrize(torch.tensor([[1.0, 2.0], [4.0, 3.0]])).tolist() == [[1, 3], [3, 3]]
 

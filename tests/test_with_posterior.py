@@ -86,6 +86,28 @@ def test_the_curvature_is_the_latest_not_that_of_the_last_refresh(structure: Any
     torch.testing.assert_close(full.posteriors[0].covariance(), block_diagonal(bnn))
 
 
+@pytest.mark.parametrize("structure", ["kronecker", "matrix_normal", "eigen_corrected"])
+def test_rounding_of_a_large_curvature_does_not_make_it_indefinite(structure: Any) -> None:
+    """Factors of rank 3 with entries up to 1e3 in single precision, and a damping of 1e-4."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 1))
+    bnn = noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(0.1), posterior=structure, num_data=10_000)
+    for posterior in bnn.posteriors:
+        averages = posterior.curvature.averages  # type: ignore[attr-defined]
+        for key in ("S", "A"):
+            root = 20 * torch.randn(averages[key].value.shape[-1], 3)
+            averages[key].value = root @ root.mT
+        if "d" in averages:
+            averages["d"].value[:, 1:] = 0.0
+            averages["d"].value[:, 0] = 1e5
+        posterior.refresh()  # type: ignore[attr-defined]
+    full = bnn.with_posterior("dense")
+    curvature = full.posteriors[0].curvature  # type: ignore[attr-defined]
+    assert curvature.failures == 0
+    smallest = torch.linalg.eigvalsh(curvature.averages["C"].value)[0]
+    assert smallest > -1e-5  # of the damping 1e-4, a tenth
+
+
 def test_networks_go_on_apart() -> None:
     bnn = trained("kronecker")
     before = {key: value.clone() for key, value in bnn.state_dict().items() if isinstance(value, Tensor)}

@@ -177,8 +177,11 @@ class Curvature(ABC):
         return self.inverse.trace_inverse()
 
     def latest(self) -> Tensor:
-        """C itself (*batch, D, D), of all statistics so far, whenever the last :meth:`refresh` was."""
-        return self._dense(self._candidate())
+        """C itself (*batch, D, D), of all statistics so far, whenever the last :meth:`refresh` was.
+
+        In float64 and positive semi-definite up to its rounding, so that even the smallest damping makes it definite.
+        """
+        return self._dense({key: value.double() for key, value in self._candidate().items()})
 
     def to_dense(self) -> Tensor:
         """C + gamma I (*batch, D, D), D = out * in in row-major order, as of the last refresh."""

@@ -57,7 +57,7 @@ class EigenCorrected(Curvature):
 
     def latest(self) -> Tensor:
         prepared, _ = self._prepare(self._candidate())  # the candidate's d is in the basis of the last refresh
-        return _in_basis(prepared)
+        return _in_basis({key: value.double() for key, value in prepared.items()})
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         basis, _ = eigenbasis(snapshot)

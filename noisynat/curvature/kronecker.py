@@ -65,6 +65,10 @@ class Kronecker(Curvature):
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         return kronecker_product(snapshot["S"], snapshot["A"])
 
+    def latest(self) -> Tensor:
+        # The product of the factors' largest eigenvalues magnifies what single precision did to their smallest.
+        return kronecker_product(*(linalg.positive_part(self._candidate()[key].double()) for key in ("S", "A")))
+
     def to_dense(self) -> Tensor:
         if self.damping_form == "exact":
             return super().to_dense()

@@ -41,6 +41,8 @@ class NoisyNaturalGradient(Optimizer):
         fisher: ``"ggn"``, ``"mc"`` or ``"empirical"``; None chooses by the number of outputs.
         kl_clip: bound of the trust region, per replica; None for none.
         stats_every: steps between statistics.
+        stats_examples: of each batch (each loss) feed the curvature, its first ones; None for all. A dense posterior of
+            D weights spends B D^2 operations on the statistics of B examples.
         refresh_every: steps between factorizations of the curvature.
         point_lr: learning rate of the point estimates.
         param_groups: instead of the default groups, dictionaries with ``params`` (means or point estimates of the
@@ -66,11 +68,15 @@ class NoisyNaturalGradient(Optimizer):
         stats_every: int = 1,
         refresh_every: int = 5,
         *,
+        stats_examples: int | None = None,
         point_lr: float = 1e-3,
         param_groups: Iterable[dict[str, Any]] | None = None,
     ) -> None:
         self._check_network(network)
-        _check_options(lr, betas, damping, kl_clip, stats_every, refresh_every, point_lr)
+        whole = {"stats_every": stats_every, "refresh_every": refresh_every}
+        if stats_examples is not None:
+            whole["stats_examples"] = stats_examples
+        _check_options(lr, betas, damping, kl_clip, point_lr, whole)
         if fisher not in (None, *FISHER_KINDS):
             raise ValueError(f"fisher is one of {', '.join(FISHER_KINDS)} or None, got {fisher!r}")
         if param_groups is None:
@@ -80,6 +86,7 @@ class NoisyNaturalGradient(Optimizer):
         self.network = network
         self.fisher, self.kl_clip = fisher, kl_clip
         self.stats_every, self.refresh_every = stats_every, refresh_every
+        self.stats_examples = stats_examples
         super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})
         self._check_groups()
         self._request_statistics()
@@ -195,6 +202,7 @@ class NoisyNaturalGradient(Optimizer):
     def _request_statistics(self) -> None:
         """Tell the network whether the next step's losses feed the curvature."""
         self.network.statistics_due = self.param_groups[0]["steps"] % self.stats_every == 0
+        self.network.statistics_examples = self.stats_examples
         self.network.fisher = self.fisher
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -276,9 +284,8 @@ def _check_options(
     betas: tuple[float, float],
     damping: float,
     kl_clip: float | None,
-    stats_every: int,
-    refresh_every: int,
     point_lr: float,
+    whole: dict[str, int],
 ) -> None:
     if not lr >= 0 or not point_lr >= 0:
         raise ValueError(f"learning rates must be at least 0, got lr={lr} and point_lr={point_lr}")
@@ -288,6 +295,6 @@ def _check_options(
         raise ValueError(f"damping must be at least 0, got {damping}")
     if kl_clip is not None and not kl_clip > 0:
         raise ValueError(f"kl_clip must be positive or None, got {kl_clip}")
-    for name, value in {"stats_every": stats_every, "refresh_every": refresh_every}.items():
+    for name, value in whole.items():
         if int(value) != value or value < 1:
-            raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value}")
+            raise ValueError(f"{name} must be a whole number, at least 1, got {value}")

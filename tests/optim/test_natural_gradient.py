@@ -264,6 +264,22 @@ def test_stats_every_takes_statistics_at_the_first_of_its_steps() -> None:
     assert changed == [True, False, False, True, False, False, True]
 
 
+def test_stats_examples_are_the_first_of_every_batch() -> None:
+    """In evaluation mode nothing is drawn: the curvature is that of training on the first examples alone."""
+    x, y = data()
+    few = noisynat.NoisyKFAC(make().eval(), lr=0.0, stats_examples=3)
+    few.network.loss(x, y).backward()
+    few.step()
+    alone = noisynat.NoisyKFAC(make().eval(), lr=0.0)
+    alone.network.loss(x[:3], y[:3]).backward()
+    alone.step()
+    assert_close(statistics(few.network), statistics(alone.network))
+    whole = noisynat.NoisyKFAC(make().eval(), lr=0.0)
+    run(whole)
+    of_few, of_whole = statistics(few.network), statistics(whole.network)
+    assert any(not torch.allclose(of_few[key], of_whole[key]) for key in of_few)
+
+
 def test_refresh_every_changes_the_covariance_at_the_last_of_its_steps() -> None:
     optimizer = noisynat.NoisyKFAC(make(), refresh_every=3)
     q = optimizer.network.posteriors[0]
@@ -411,6 +427,7 @@ def test_a_loss_of_ones_own_raises() -> None:
         ({"kl_clip": 0}, "kl_clip"),
         ({"stats_every": 0}, "stats_every"),
         ({"refresh_every": 1.5}, "refresh_every"),
+        ({"stats_examples": 0}, "stats_examples"),
         ({"fisher": "exact"}, "ggn, mc, empirical"),
     ],
 )
