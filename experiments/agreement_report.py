@@ -70,21 +70,21 @@ def write(
     """agreement.csv, agreement.md and provenance.json.
 
     Args:
-        table: a row per data set and method.
+        table: a row per data set, method and kind of prediction.
         references: what ``reference.json`` has, by data set.
         output: folder.
         provenance: of :func:`experiments.records.provenance`.
     """
     records.write_table(output / "agreement.csv", table)
     records.write_json(output / "provenance.json", provenance)
-    header = ["data set", "split", "method", *(title for title, _ in _COLUMNS.values())]
+    header = ["data set", "split", "method", "predictive", *(title for title, _ in _COLUMNS.values())]
     versions = ", ".join(f"{name} {number}" for name, number in provenance["packages"].items())
     lines = [
         "# Agreement with Hamiltonian Monte Carlo",
         "",
         _CONDITIONS,
         "| " + " | ".join(header) + " |",
-        "| " + " | ".join(["---", "---:", "---", *["---:"] * len(_COLUMNS)]) + " |",
+        "| " + " | ".join(["---", "---:", "---", "---", *["---:"] * len(_COLUMNS)]) + " |",
         *("| " + " | ".join(_cells(row)) + " |" for row in table.to_dict("records")),
         "",
         "The references:",
@@ -109,13 +109,13 @@ def write(
 def rich_table(table: pd.DataFrame) -> Table:
     """For the screen, in 80 columns; the files have all figures."""
     shown = Table(title="agreement with NUTS on the test part", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-    for column in ("data set", "method"):
+    for column in ("data set", "method", ""):
         shown.add_column(column, no_wrap=True)
     for title in _ON_SCREEN.values():
         shown.add_column(title, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
         figures = [f"{row[key]:.{_COLUMNS[key][1]}f}" for key in _ON_SCREEN]
-        shown.add_row(str(row["dataset"]), str(row["method"]), *figures)
+        shown.add_row(str(row["dataset"]), str(row["method"]), str(row["predictive"])[:3], *figures)
     return shown
 
 
@@ -123,7 +123,7 @@ def figure(folder: Path, methods: Sequence[Method], title: str, path: Path) -> N
     """A panel per method: its epistemic standard deviation of every test point against NUTS's.
 
     Args:
-        folder: holds a folder per method with ``points.csv``.
+        folder: holds a folder per method with ``points_sampled.csv``.
         methods: in the order of the panels.
         title: of the figure.
         path: of the PNG.
@@ -143,7 +143,7 @@ def figure(folder: Path, methods: Sequence[Method], title: str, path: Path) -> N
         if index >= len(methods):
             axes.set_visible(False)
             continue
-        table = pd.read_csv(folder / methods[index].name / "points.csv")
+        table = pd.read_csv(folder / methods[index].name / "points_sampled.csv")
         axes.plot(table.nuts_epistemic_std, table.method_epistemic_std, "o", markersize=3, color="#0072b2")
         ends = [table.filter(like="epistemic").min().min(), table.filter(like="epistemic").max().max()]
         axes.plot(ends, ends, color="black", linewidth=0.8, linestyle=":")
@@ -157,4 +157,4 @@ def figure(folder: Path, methods: Sequence[Method], title: str, path: Path) -> N
 
 def _cells(row: dict[str, Any]) -> list[str]:
     figures = [f"{row[key]:.{digits}f}" for key, (_, digits) in _COLUMNS.items()]
-    return [str(row["dataset"]), str(row["split"]), str(row["method"]), *figures]
+    return [*(str(row[key]) for key in ("dataset", "split", "method", "predictive")), *figures]
