@@ -2,10 +2,10 @@
 
     python -m experiments.peers boston yacht --peers peer-laplace-full,peer-gp
 
-The packages of the peers come with the extra "peers". Every peer gets the passes over the data and the batch size that
-our own methods get. Written to the output folder, for every data set and peer: ``splits.csv`` (a row per split),
-``chosen.csv`` (what was selected inside each split) and ``run.json``; over all of them ``peers.csv`` and
-``peers_summary.csv``. What is finished is not run again.
+The packages of the peers come with the extra "peers". Every peer gets about twice the steps that our own methods get.
+Written to the output folder, for every data set and peer: ``splits.csv`` (a row per split), ``chosen.csv`` (what was
+selected inside each split) and ``run.json``; over all of them ``peers.csv`` and ``peers_summary.csv``. What is finished
+is not run again.
 """
 
 from __future__ import annotations

@@ -53,10 +53,10 @@ def rehearse(
 ) -> bool:
     """Train ``method`` on nine tenths of every training part, where that is not done; whether there was work to do.
 
-    Where it predicts with several networks, one of them stands for all: candidates are compared, not their numbers.
+    Candidates are only compared there, so half the epochs do, and one network where several are to predict.
     """
-    alone = replace(method, members=1)
-    return run_one(alone, inner_splits(splits), config, folder / method.name / _INNER, progress, module)
+    alone, short = replace(method, members=1), replace(config, epochs=-(-config.epochs // 2))
+    return run_one(alone, inner_splits(splits), short, folder / method.name / _INNER, progress, module)
 
 
 def combine(candidates: Sequence[Method], splits: Splits, folder: Path) -> None:

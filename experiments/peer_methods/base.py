@@ -30,7 +30,7 @@ class Budget:
 
     @classmethod
     def for_size(cls, name: str, num_train: int) -> Budget:
-        """About 8,000 steps of 32 examples, of 256 from 4,000 examples on: what our own methods have too."""
+        """About 8,000 steps of 32 examples, of 256 from 4,000 examples on: twice what our own methods have."""
         batch_size = 32 if num_train < 4000 else 256
         return cls(max(round(8000 * batch_size / num_train), 1), batch_size, 100 if name in _LARGE_SETS else 50)
 

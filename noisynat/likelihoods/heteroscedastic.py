@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from noisynat.likelihoods.base import ObservationModel
 from noisynat.likelihoods.gaussian import GaussianLikelihood
-from noisynat.likelihoods.observation import HeteroscedasticNoise, NormalNoise, StudentNoise
+from noisynat.likelihoods.observation import (
+    HeteroscedasticNoise,
+    NormalNoise,
+    StudentNoise,
+    log_noise_scale,
+    noise_scale_slope,
+)
 from noisynat.random import RandomStream
-
-_LIMIT = 12.0  # of the log variance: beyond exp(+-12) a sampled weight, not the data, is speaking
 
 
 class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
-    r"""y = m + exp(s / 2) noise, where the network's 2K outputs are K means m and K log variances s.
+    r"""y = m + c(s) noise, where the network's 2K outputs are K means m and K scales s before their link c.
 
-    The noise's own precision tau is as in :class:`~noisynat.GaussianLikelihood`, so that s only has to say where there
-    is more noise and where less: p(y | f, tau) = N(m, exp(s) / tau). Curvature: the Fisher information of (m, s),
-    diag(tau exp(-s), 1/2) (Nix and Weigend 1994 for the model).
+    c is positive, 1 at s = 0, exp(s / 2) around it, as if s were the log variance, and bounded: between the quietest
+    and the noisiest inputs the noise differs by ``max_ratio`` at most. The noise's own precision tau is as in
+    :class:`~noisynat.GaussianLikelihood`, so that s only has to say where there is more noise and where less:
+    p(y | f, tau) = N(m, c(s)^2 / tau). Curvature: the Fisher information of (m, s), diag(tau / c^2, 2 (d log c / ds)^2)
+    (Nix and Weigend 1994 for the model).
 
+    Without a bound, a region that fits a little worse gets more noise, so less weight, so fits worse: on targets
+    without noise that runs away until the mean there is nonsense.
     Trained freely from the start, the noise often explains what the mean has not learned yet, and the mean then never
     learns it (Seitzer et al. 2022). ``fit(..., noise_warmup=(0.3, 0.6))`` holds the noise constant at first and sets it
     free little by little, by way of :attr:`strength`.
@@ -28,7 +39,11 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
 
     Args:
         args: as for :class:`~noisynat.GaussianLikelihood`.
-        kwargs: likewise.
+        max_ratio: of the noise's standard deviations at any two inputs, above 1.
+        kwargs: as for :class:`~noisynat.GaussianLikelihood`.
+
+    Raises:
+        ValueError: if max_ratio is not above 1.
 
     Example:
         >>> import torch, noisynat
@@ -38,7 +53,18 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
         torch.Size([3, 1])
     """
 
-    strength: Tensor  # () from 0, the same noise everywhere, to 1, as the network says; s is multiplied by it
+    strength: Tensor  # () from 0, the same noise everywhere, to 1, as the network says; log c(s) is multiplied by it
+
+    def __init__(self, *args: Any, max_ratio: float = 20.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not max_ratio > 1:
+            raise ValueError(f"max_ratio must be above 1, got {max_ratio}")
+        self.max_ratio = max_ratio
+
+    @property
+    def _limit(self) -> float:
+        """Of log c."""
+        return math.log(self.max_ratio) / 2
 
     def bind(self, num_data: int, replicas: torch.Size, dtype: torch.dtype) -> None:
         super().bind(num_data, replicas, dtype)
@@ -51,13 +77,13 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
         if f.shape[-1] % 2:
             raise ValueError(
                 f"the network has {f.shape[-1]} outputs, but a heteroscedastic likelihood needs an even number: K means"
-                " and K log variances"
+                " and K scales"
             )
         return super().check_targets(f[..., : f.shape[-1] // 2], y)
 
     def log_prob(self, f: Tensor, y: Tensor) -> Tensor:
-        mean, log_variance, weight = self._split(f)
-        return super().log_prob(weight * mean, weight * y) - log_variance.sum(-1) / 2
+        mean, log_scale, weight = self._split(f)
+        return super().log_prob(weight * mean, weight * y) - log_scale.sum(-1)
 
     def hessian_root(self, f: Tensor) -> Tensor:
         """Columns of the root of the Fisher information of (m, s), (2K, *replicas, B, 2K)."""
@@ -65,10 +91,9 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
         root = super().hessian_root(mean) * weight
         zero = torch.zeros_like(root)
         outputs = mean.shape[-1]
-        inside = f[..., outputs:].abs() <= _LIMIT
+        slope = float(self.strength) * noise_scale_slope(f[..., outputs:], self._limit)
         eye = torch.eye(outputs, dtype=f.dtype, device=f.device).reshape(outputs, *(1,) * (f.dim() - 1), outputs)
-        half = eye * (inside.to(f.dtype) * float(self.strength) * 0.5**0.5)
-        return torch.cat([torch.cat([root, zero], dim=-1), torch.cat([zero, half], dim=-1)])
+        return torch.cat([torch.cat([root, zero], dim=-1), torch.cat([zero, 2**0.5 * eye * slope], dim=-1)])
 
     def sample(self, f: Tensor, stream: RandomStream) -> Tensor:
         mean, _, weight = self._split(f)
@@ -77,14 +102,14 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
     def observation_model(self) -> ObservationModel:
         base = super().observation_model()
         assert isinstance(base, (NormalNoise, StudentNoise))
-        return HeteroscedasticNoise(base, _LIMIT, float(self.strength))
+        return HeteroscedasticNoise(base, self._limit, float(self.strength))
 
     def observe(self, f: Tensor, y: Tensor) -> None:
         mean, _, weight = self._split(f)
         super().observe(weight * mean, weight * y)
 
     def _split(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, effective log variances s, and exp(-s / 2), each (*replicas, B, K)."""
-        mean, log_variance = f.chunk(2, dim=-1)
-        log_variance = float(self.strength) * log_variance.clamp(-_LIMIT, _LIMIT)
-        return mean, log_variance, (-log_variance / 2).exp()
+        """Means, effective log scales, and one over the scales, each (*replicas, B, K)."""
+        mean, s = f.chunk(2, dim=-1)
+        log_scale = float(self.strength) * log_noise_scale(s, self._limit)
+        return mean, log_scale, (-log_scale).exp()

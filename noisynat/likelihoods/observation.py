@@ -110,12 +110,12 @@ class StudentNoise:
 
 @dataclass(frozen=True)
 class HeteroscedasticNoise:
-    """Noise whose standard deviation the network gives: f = (mean, log variance), each of K columns.
+    """Noise whose standard deviation the network gives: f = (m, s), each of K columns; see :func:`log_noise_scale`.
 
     Args:
-        base: the noise of log variance zero.
-        limit: of the log variance's magnitude.
-        strength: that the log variance is multiplied by.
+        base: the noise of s = 0.
+        limit: of the scale's logarithm.
+        strength: that the logarithm of the scale is multiplied by.
     """
 
     base: NormalNoise | StudentNoise
@@ -123,9 +123,8 @@ class HeteroscedasticNoise:
     strength: float = 1.0
 
     def _split(self, f: Tensor) -> tuple[Tensor, NormalNoise | StudentNoise]:
-        mean, log_variance = f.chunk(2, dim=-1)
-        log_variance = self.strength * log_variance.clamp(-self.limit, self.limit)
-        return mean, self.base.scaled((log_variance / 2).exp())
+        mean, s = f.chunk(2, dim=-1)
+        return mean, self.base.scaled((self.strength * log_noise_scale(s, self.limit)).exp())
 
     def mean(self, f: Tensor) -> Tensor:
         return f.chunk(2, dim=-1)[0]
@@ -158,6 +157,20 @@ class HeteroscedasticNoise:
 
     def chosen(self, index: Tensor, samples: Tensor) -> HeteroscedasticNoise:
         return replace(self, base=self.base.chosen(index, self.mean(samples)))
+
+
+def log_noise_scale(s: Tensor, limit: float) -> Tensor:
+    """log c(s) = L tanh(asinh(s / 2) / L) for the limit L, elementwise: the noise's scale over the common one.
+
+    Near 0 it is s / 2, as if s were the log variance. Far out it approaches its limits so slowly that the network can
+    come back: asinh makes of an exponential a "squareplus" (Barron 2021), and of tanh's tails powers of s.
+    """
+    return limit * torch.tanh(torch.asinh(s / 2) / limit)
+
+
+def noise_scale_slope(s: Tensor, limit: float) -> Tensor:
+    """The derivative of :func:`log_noise_scale`, elementwise."""
+    return (1 - (log_noise_scale(s, limit) / limit).square()) * (s.square() + 4).rsqrt()
 
 
 def _of_every_sample(parameter: Tensor, samples: Tensor) -> Tensor:

@@ -30,18 +30,31 @@ def pair(*shape: int) -> tuple[Tensor, Tensor]:
     return torch.randn(*lead, 2 * outputs).double(), torch.randn(*lead, outputs).double()
 
 
+LIMIT = np.log(20) / 2
+
+
+def link(s: Tensor) -> Tensor:
+    return (LIMIT * torch.tanh(torch.asinh(s / 2) / LIMIT)).exp()
+
+
+def slope(s: Tensor) -> Tensor:
+    """Of the link's logarithm, by automatic differentiation."""
+    s = s.clone().requires_grad_()
+    return torch.autograd.grad(link(s).log().sum(), s)[0]
+
+
 def std_of(f: Tensor, scale: float = 0.3) -> Tensor:
-    return scale * (f[..., f.shape[-1] // 2 :] / 2).exp()
+    return scale * link(f[..., f.shape[-1] // 2 :])
 
 
-def test_log_prob_is_a_normals_with_the_networks_variance() -> None:
+def test_log_prob_is_a_normals_with_the_networks_scale() -> None:
     f, y = pair(5, 2)
     expected = Normal(f[:, :2], std_of(f)).log_prob(y).sum(-1)
     torch.testing.assert_close(bound().log_prob(f, y), expected)
 
 
 @pytest.mark.parametrize("noise", KINDS)
-def test_log_variance_zero_is_the_homoscedastic_likelihood(noise: Any) -> None:
+def test_scale_one_is_the_homoscedastic_likelihood(noise: Any) -> None:
     f, y = pair(5, 2)
     f[:, 2:] = 0
     same = noisynat.GaussianLikelihood(noise)
@@ -60,7 +73,7 @@ def test_the_common_precision_learns_the_weighted_residuals() -> None:
     likelihood = bound("learned", step_size=1.0)
     likelihood.observe(f, y)
     likelihood.natural_step()
-    expected = ((y - f[:, :1]).square() / f[:, 1:].exp()).mean()
+    expected = ((y - f[:, :1]) / link(f[:, 1:])).square().mean()
     torch.testing.assert_close(likelihood.residual[0], expected)
 
 
@@ -89,28 +102,44 @@ def test_the_location_block_is_minus_the_hessian(noise: Any) -> None:
             lambda m, n=n: likelihood.log_prob(torch.cat([m, f[n, 2:]])[None], y[n : n + 1]).sum(), f[n, :2]
         )
         torch.testing.assert_close(root[:, n, :2].mT @ root[:, n, :2], -hessian)
-        torch.testing.assert_close(root[:, n, 2:].mT @ root[:, n, 2:], 0.5 * torch.eye(2).double())
+        of_scales = torch.diag(2 * slope(f[n, 2:]).square())
+        torch.testing.assert_close(root[:, n, 2:].mT @ root[:, n, 2:], of_scales)
 
 
-def test_beyond_the_limit_nothing_moves_the_log_variance() -> None:
-    f = torch.tensor([[0.0, 50.0], [0.0, -50.0]]).double().requires_grad_()
-    likelihood, y = bound(), torch.ones(2, 1).double()
-    log_prob = likelihood.log_prob(f, y)
-    assert torch.isfinite(log_prob).all()
-    (gradient,) = torch.autograd.grad(log_prob.sum(), f)
-    assert gradient[:, 1].tolist() == [0.0, 0.0]
-    assert likelihood.hessian_root(f.detach())[..., 1].abs().max() == 0
+def test_the_link_is_an_exponential_near_0_and_bounded_by_the_ratio() -> None:
+    near, far = torch.tensor([-0.02, 0.0, 0.02]).double(), torch.tensor([-1e6, 1e6]).double()
+    for s, expected, tolerance in ((near, (near / 2).exp(), 1e-6), (far, torch.tensor([1 / 3.0, 3.0]).double(), 1e-4)):
+        f = torch.stack([torch.zeros_like(s), s], dim=-1)
+        likelihood = bound(1.0, max_ratio=9.0)
+        variance = likelihood.observation_model().variance(f)[:, 0]
+        torch.testing.assert_close(variance.sqrt(), expected, rtol=tolerance, atol=0)
+    with pytest.raises(ValueError, match="max_ratio must be above 1"):
+        noisynat.HeteroscedasticGaussianLikelihood(max_ratio=1.0)
+
+
+@pytest.mark.parametrize("s", [-300.0, 300.0])
+def test_far_out_the_scale_still_learns(s: float) -> None:
+    """Residuals of two standard deviations ask for more noise, wherever s has gone; in float32."""
+    likelihood = noisynat.HeteroscedasticGaussianLikelihood(1.0)
+    likelihood.bind(N, torch.Size(), torch.float32)
+    f = torch.tensor([[0.0, s]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(likelihood.log_prob(f, 2 * link(f[:, 1:]).detach()).sum(), f)
+    expected = 3 * slope(torch.tensor(s).double())
+    assert expected > 1e-6
+    torch.testing.assert_close(gradient[0, 1].double(), expected, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.4])
-def test_strength_scales_the_log_variance(strength: float) -> None:
+def test_strength_scales_the_log_scale(strength: float) -> None:
     """In the density, the curvature (by the chain rule), samples, observed residuals and predictions."""
     f, y = pair(5, 2)
     weak, full = bound("gamma"), bound("gamma")
     weak.strength.fill_(strength)
-    scaled = torch.cat([f[:, :2], strength * f[:, 2:]], dim=-1)
+    log_scale = strength * link(f[:, 2:]).log()
+    inverse = 2 * torch.sinh(LIMIT * torch.atanh(log_scale / LIMIT))
+    scaled = torch.cat([f[:, :2], inverse], dim=-1)
     torch.testing.assert_close(weak.log_prob(f, y), full.log_prob(scaled, y))
-    chain = torch.cat([torch.ones(2), torch.full((2,), strength)]).double()
+    chain = torch.cat([torch.ones(5, 2).double(), strength * slope(f[:, 2:]) / slope(inverse)], dim=-1)
     torch.testing.assert_close(weak.hessian_root(f), full.hessian_root(scaled) * chain)
     torch.testing.assert_close(weak.sample(f, RandomStream(0)), full.sample(scaled, RandomStream(0)))
     for likelihood, outputs in ((weak, f), (full, scaled)):
@@ -170,7 +199,7 @@ def test_prediction_is_the_mixture_by_hand(noise: Any) -> None:
     likelihood = bound(noise, a0=3.0, b0=0.5, initial_std=0.4)
     f, y = torch.randn(6, 4, 2).double(), torch.randn(4, 1).double()
     pred = noisynat.Predictive(f, likelihood.observation_model(), RandomStream(0))
-    scale = float(likelihood.noise_std) * (f[..., 1:] / 2).exp()
+    scale = float(likelihood.noise_std) * link(f[..., 1:])
     law = stats.t(2 * (3 + N / 2), f[..., :1], scale) if noise == "gamma" else stats.norm(f[..., :1], scale)
     np.testing.assert_allclose(pred.log_prob(y).numpy(), np.log(law.pdf(y).mean(0))[:, 0])
     np.testing.assert_allclose(pred.cdf(y).numpy(), law.cdf(y).mean(0), atol=1e-9)
@@ -199,9 +228,9 @@ def test_predictions_of_replicas_combine() -> None:
 
 @pytest.mark.parametrize("structure", ["mean_field", "diagonal", "kronecker", "eigen_corrected", "dense"])
 def test_noise_that_grows_is_found(structure: Any) -> None:
-    """y = x + 0.1 exp(x) e: with 2000 points the posterior's noise follows the law within 15%."""
+    """y = x + 0.1 c(2x) e: with 2000 points the posterior's noise follows the law within 15%."""
     x = 2 * torch.rand(2000, 1) - 1
-    y = x + 0.1 * x.exp() * torch.randn(2000, 1)
+    y = x + 0.1 * link(2 * x) * torch.randn(2000, 1)
     net = nn.Linear(1, 2)
     likelihood = noisynat.HeteroscedasticGaussianLikelihood("gamma", a0=1.0, b0=0.001, initial_std=0.3, step_size=0.1)
     bnn = noisynat.VariationalNetwork(nn.Sequential(net), likelihood, posterior=structure, num_data=2000, seed=0)
@@ -211,7 +240,7 @@ def test_noise_that_grows_is_found(structure: Any) -> None:
     noisynat.fit(bnn, optimizer, data, 60, progress=False, scheduler=noisynat.cosine_schedule(optimizer, 600))
     at = torch.tensor([[-0.8], [0.0], [0.8]])
     noise = bnn.predict(at, num_samples=200).aleatoric_variance.sqrt()
-    torch.testing.assert_close(noise, 0.1 * at.exp(), rtol=0.15, atol=0)
+    torch.testing.assert_close(noise, 0.1 * link(2 * at), rtol=0.15, atol=0)
 
 
 def test_replicas_take_common_targets() -> None:
