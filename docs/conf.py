@@ -21,7 +21,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results/uci_tables.md"]  # the latter is part of results/uci.md
 default_role = "literal"
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]

@@ -48,12 +48,13 @@ _VARIANTS = (
     _variant("wide-start", "initial precision 1", configuration={"initial_precision": 1.0}),
     _variant("factored", "factored damping", structure="matrix_normal"),
     _variant("eigen", "eigenvalue-corrected", structure="eigen_corrected"),
-    replace(METHODS["nng-full"], name="dense", title="dense from the start"),
-    replace(RECIPES["mix-full"], name="dense-last", title="dense for the last quarter", members=1),
+    replace(METHODS["nng-full"], name="dense", title="dense from the start", start=None, share=1.0),
+    replace(METHODS["nng-full"], name="dense-long", title="dense for the last 30%"),
+    replace(RECIPES["mix-full"], name="dense-last", title="dense for the last tenth, half the lr", members=1),
     _variant("linearized", "linearized predictive", configuration={"predictive": "linearized"}),
     _variant("free-noise", "varying noise, free from the start", noise_warmup=(0.0, 1e-9)),
     _variant("varying-noise", "varying noise, set free from 30% to 60%", noise_warmup=(0.3, 0.6)),
-    _variant("members", "mixture of 5 networks", members=5),
+    _variant("members", "mixture of 3 networks", members=3),
 )
 VARIANTS = {method.name: method for method in _VARIANTS}
 

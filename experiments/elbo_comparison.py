@@ -252,7 +252,8 @@ def main(
 ) -> None:
     """Train, evaluate and report; finished parts are kept, a stopped one is resumed."""
     console = cli.started(threads)
-    chosen = _with_warmup(cli.chosen(methods, METHODS), warmup)
+    families = [replace(method, start=None, share=1.0) for method in cli.chosen(methods, METHODS)]  # each on its own
+    chosen = _with_warmup(families, warmup)
     names = cli.checked_datasets(datasets or _DATASETS)
     tables = Tables()
     for name in names:

@@ -45,7 +45,7 @@ class Configuration:
     initial_precision: float = 10.0
     kl_weight: float = 1.0
     elbo_samples: int = 100
-    test_samples: int = 500
+    test_samples: int = 500  # of a prediction, its members together
     predictive: Literal["sampled", "linearized"] = "sampled"
     seed: int = 0
 
@@ -53,7 +53,12 @@ class Configuration:
     def for_size(cls, name: str, num_train: int) -> Configuration:
         """About 4,000 steps, of batches of 32, from 4,000 examples on of 128, and from 20,000 on of 256."""
         batch_size = 32 if num_train < 4000 else 128 if num_train < 20_000 else 256
-        return cls(max(round(4000 * batch_size / num_train), 1), batch_size, 100 if name in _LARGE_SETS else 50)
+        return cls(
+            epochs=max(round(4000 * batch_size / num_train), 1),
+            batch_size=batch_size,
+            hidden=100 if name in _LARGE_SETS else 50,
+            elbo_samples=100 if num_train < 4000 else 20,
+        )
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -231,7 +236,7 @@ def evaluate(network: noisynat.VariationalNetwork, splits: Splits, config: Confi
     )
     prediction = network.predict(
         members_of(splits.x_test, network.replicas),
-        num_samples=config.test_samples,
+        num_samples=-(-config.test_samples // network.replicas[1:].numel()),  # of each member
         predictive=config.predictive,
         combine=None if len(network.replicas) == 1 else "equal",
     )

@@ -10,10 +10,13 @@ documentation shows. Peers that :mod:`experiments.peers` has run and published r
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -109,16 +112,27 @@ def _finished(job: Job, tasks: Sequence[Task], processes: int) -> Iterator[tuple
         for task in tasks:
             yield task, job.run(task)
         return
-    # Forked processes would share torch's threads with this one.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running: dict[Future[bool], Task] = {pool.submit(job.run, task): task for task in tasks}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    # Forked processes would share torch's threads with this one. The pool ends its processes when this one is left,
+    # also by a signal: nothing may go on writing where the next invocation writes.
+    with (
+        _terminable(),
+        get_context("spawn").Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield from pool.imap_unordered(partial(_run, job), tasks)
+
+
+def _run(job: Job, task: Task) -> tuple[Task, bool]:
+    return task, job.run(task)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have the request to terminate unwind the stack, as an interrupt from the keyboard does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def add_wall_time(path: Path, seconds: float, processes: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ def splits() -> Splits:
     return Splits("line", x[:, :40], y[:, :40], x[:, 40:], y[:, 40:], torch.zeros(2), scale)
 
 
-CONFIG = runs.Configuration(epochs=60, batch_size=10, hidden=5, test_samples=20, elbo_samples=10)
+CONFIG = runs.Configuration(epochs=120, batch_size=10, hidden=5, test_samples=20, elbo_samples=10)
 GOOD = METHODS["nng-kron"]
 BAD = replace(GOOD, name="bad", options={"lr": 1e-6})
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +144,26 @@ def test_the_command_writes_its_report_and_resumes(tmp_path: Path) -> None:
     figures = {f"uci_{name}.png" for name in ("calibration", "elbo", "log_likelihood")}
     assert written == figures | {"uci.csv", "uci_chosen.csv", "uci_tables.md", "uci_verdicts.csv"}
     assert pd.read_csv(tmp_path / "report" / "uci.csv").dataset.unique().tolist() == ["yacht", "boston"]
+
+
+@pytest.mark.skipif("NOISYNAT_UCI_DIR" not in os.environ, reason="needs the UCI files: set NOISYNAT_UCI_DIR")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_a_terminated_command_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.uci_table", "yacht", "--methods", "bbb", "--epochs", "100000"]
+    running = subprocess.Popen([*command, "--output", str(tmp_path)], stdout=subprocess.DEVNULL)
+    wait_for(lambda: any(tmp_path.rglob("checkpoint-0.pt")))
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    assert len(children) >= 2
+    running.terminate()
+    assert running.wait(60) != 0
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
 
 
 def test_data_sets_outside_the_table_are_refused(tmp_path: Path) -> None:
