@@ -84,7 +84,7 @@ _METHODS = (
     # are seldom, and none is made a second time for damping.
     Method(
         "nng-full", "full covariance", "dense",
-        {"damping": 0.0, "refresh_every": 12, "stats_every": 4, "stats_examples": 64, "betas": (0.9, 0.96)},
+        {"damping": 0.0, "refresh_every": 12, "stats_every": 4, "betas": (0.9, 0.98)},
         start=_KRON, share=0.3,
     ),
 )  # fmt: skip

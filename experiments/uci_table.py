@@ -100,10 +100,9 @@ def tasks_of(datasets: Sequence[str], methods: Sequence[Method], candidates: Seq
 
 def run_all(job: Job, tasks: Sequence[Task], processes: int, console: Console) -> None:
     """Run the tasks, ``processes`` at the same time with one thread each, and say when each is finished."""
-    started = time.perf_counter()
+    clock = WallTime(job.output / "wall_time.json", processes)
     for count, (task, worked) in enumerate(_finished(job, tasks, processes), start=1):
-        minutes = (time.perf_counter() - started) / 60
-        kept = "" if worked else ", done before"
+        minutes, kept = clock.tick()["seconds"] / 60, "" if worked else ", done before"
         console.print(f"[{count}/{len(tasks)}] {minutes:.1f} min: {task}{kept}", markup=False)
 
 
@@ -135,16 +134,31 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def add_wall_time(path: Path, seconds: float, processes: int) -> dict[str, float]:
-    """The time that all invocations together took, kept in ``path``; ``seconds`` are this one's."""
-    before = records.read_json(path) or {"seconds": 0.0, "invocations": 0}
-    total = {
-        "seconds": before["seconds"] + seconds,
-        "invocations": before["invocations"] + 1,
-        "processes": processes,
-    }
-    records.write_json(path, total)
-    return total
+class WallTime:
+    """The time that all invocations together took, kept in a file.
+
+    Args:
+        path: of the file.
+        processes: that run at the same time in this invocation, for the record.
+    """
+
+    def __init__(self, path: Path, processes: int) -> None:
+        self._path, self._started = path, time.perf_counter()
+        before = records.read_json(path) or {"seconds": 0.0, "invocations": 0}
+        self._seconds, self._record = (
+            before["seconds"],
+            {
+                "invocations": before["invocations"] + 1,
+                "processes": processes,
+            },
+        )
+
+    def tick(self) -> dict[str, float]:
+        """Write down and return how long it has been: ``seconds``, ``invocations``, ``processes``."""
+        seconds = self._seconds + time.perf_counter() - self._started
+        total = {"seconds": seconds, **self._record}
+        records.write_json(self._path, total)
+        return total
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -175,13 +189,13 @@ def main(
     if unknown := [name for name in names if name not in _DATASETS]:
         raise typer.BadParameter(f"not in this table: {', '.join(unknown)}", param_hint="DATASETS")
     job = Job(output, splits, epochs, seed)
-    started = time.perf_counter()
     for name in names:
         cli.loaded(name, 1, console)  # absent data end the command before anything is trained
     run_all(job, tasks_of(names, chosen, candidates), processes, console)
     for name in names:
         selection.combine(candidates, job.data(name), output / name)
-    wall = add_wall_time(output / "wall_time.json", time.perf_counter() - started, processes)
+    wall = records.read_json(output / "wall_time.json")
+    assert wall is not None
     names = sorted(names, key=_DATASETS[::-1].index)
     shown = list(dict.fromkeys([*(m.name for m in chosen), *(m.name for m in candidates), selection.NAME]))
     ours = summary.collect(output, names, shown)

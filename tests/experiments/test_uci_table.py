@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from experiments import records, uci_report, uci_table
 from experiments.methods import CANDIDATES, DEFAULT, METHODS, RECIPES
 from experiments.published import published_results
-from experiments.uci_table import Task, add_wall_time, tasks_of
+from experiments.uci_table import Task, WallTime, tasks_of
 from experiments.uci_verdicts import VARIATIONAL, paired, verdicts
 
 
@@ -126,10 +126,16 @@ def test_every_candidate_is_trained_and_rehearsed_and_nothing_twice() -> None:
     assert str(tasks[-1]) == f"yacht {CANDIDATES[-1]}, to select"
 
 
-def test_wall_time_adds_up(tmp_path: Path) -> None:
-    add_wall_time(tmp_path / "wall.json", 10.0, 2)
-    total = add_wall_time(tmp_path / "wall.json", 5.0, 2)
-    assert total == records.read_json(tmp_path / "wall.json") == {"seconds": 15.0, "invocations": 2, "processes": 2}
+def test_wall_time_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    first = WallTime(tmp_path / "wall.json", 2)
+    for now[0] in (104.0, 110.0):
+        first.tick()
+    second = WallTime(tmp_path / "wall.json", 1)
+    now[0] = 115.0
+    expected = {"seconds": 15.0, "invocations": 2, "processes": 1}
+    assert second.tick() == records.read_json(tmp_path / "wall.json") == expected
 
 
 @pytest.mark.skipif("NOISYNAT_UCI_DIR" not in os.environ, reason="needs the UCI files: set NOISYNAT_UCI_DIR")
