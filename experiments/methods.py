@@ -32,7 +32,7 @@ class Method:
             that is the same everywhere.
         start: trained before this method, with as many outputs and members; the method goes on from its posterior.
         share: of the epochs that this method has; ``start`` has the rest.
-        members: networks per split, which predict as an equal-weight mixture.
+        members: networks per split, which predict as a mixture.
         configuration: fields of :class:`experiments.runs.Configuration` in which this method departs from the others.
     """
 

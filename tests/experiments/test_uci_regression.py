@@ -135,17 +135,20 @@ def test_a_method_with_a_start_has_two_phases(splits: Splits, quick: runs.Config
 
 
 def test_members_predict_as_one_mixture(splits: Splits, quick: runs.Configuration) -> None:
-    """The mixture's density, mean and CDF are the averages of its members', by prediction without combining."""
+    """The mixture's density and mean are averages of its members', weighted by exp(10 ELBO / N)."""
     network, _ = runs.train(TWO_PHASES, splits, quick)
     state = network.evaluation_stream.state()
     result = runs.evaluate(network, splits, quick)
     network.evaluation_stream.load_state(state)
     x, y = (runs.members_of(values, network.replicas) for values in (splits.x_test, splits.y_test))
-    network.elbo(*(runs.members_of(v, network.replicas) for v in (splits.x_train, splits.y_train)), num_samples=10)
+    training = (runs.members_of(values, network.replicas) for values in (splits.x_train, splits.y_train))
+    weights = (10 * network.elbo(*training, num_samples=10).per_datum).softmax(-1).unsqueeze(-1)
     apart = network.predict(x, quick.test_samples // 2)  # members share the samples
-    expected = apart.log_prob(y).exp().mean(1).log()
+    expected = (weights * apart.log_prob(y).exp()).sum(1).log()
     np.testing.assert_allclose(result.pointwise["log_prob"], expected.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(result.pointwise["mean"], apart.mean[..., 0].mean(1).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        result.pointwise["mean"], (weights * apart.mean[..., 0]).sum(1).numpy(), rtol=1e-4, atol=1e-5
+    )
     raw = (expected - splits.y_scale.log()[:, None]).mean(1)
     np.testing.assert_allclose(result.rows.log_likelihood, raw.numpy(), rtol=1e-4)
     assert len(result.rows) == 2
