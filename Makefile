@@ -15,7 +15,7 @@ WITH_PEERS := $(VENV)/.installed-peers
 TORCH      := $(shell sed -n 's/^\(torch==[^ ;\#]*\).*/\1/p' constraints.txt)
 
 RESULTS := results/demo
-DEMO    := $(BIN)/python -m experiments.uci_regression boston --methods bbb,nng-ffg,nng-mvg,nng-kron --output $(RESULTS)
+DEMO    := $(BIN)/python -m experiments.uci_regression boston --methods bbb,nng-ffg,nng-mvg,nng-kron,mix-full-het --output $(RESULTS)
 PEERS   := $(BIN)/python -m experiments.peers boston --output results/peers
 TEST    := $(BIN)/python -m pytest -n 2 --dist worksteal
 SPHINX  := $(BIN)/python -m sphinx -W --keep-going -q
@@ -25,7 +25,7 @@ SPHINX  := $(BIN)/python -m sphinx -W --keep-going -q
 .PHONY: help venv demo peers test lint format docs clean distclean
 
 help:
-	@echo "make demo       train four posteriors on the Boston splits; tables and figures in $(RESULTS)"
+	@echo "make demo       train five posteriors on the Boston splits; tables and figures in $(RESULTS)"
 	@echo "make peers      install the methods of others and run them on the Boston splits; tables in results/peers"
 	@echo "make test       run all tests"
 	@echo "make lint       ruff check, ruff format --check, mypy"
