@@ -65,12 +65,12 @@ class Method:
         return noisynat.NoisyKFAC(network, **self.options)
 
     def phases(self, epochs: int) -> list[tuple[Method, int]]:
-        """What is trained one after the other, and for how many epochs: one phase, or two."""
+        """What is trained one after the other, and for how many epochs, at least one: one phase, or two."""
         if self.start is None:
             return [(self, epochs)]
         own = max(round(self.share * epochs), 1)
         start = replace(self.start, noise_warmup=self.noise_warmup, members=self.members, configuration={})
-        return [*start.phases(epochs - own), (self, own)]
+        return [*start.phases(max(epochs - own, 1)), (self, own)]
 
 
 _KRON = Method("nng-kron", "noisy K-FAC, exact damping", "kronecker", {"refresh_every": 10}, kl_warmup=0.05)

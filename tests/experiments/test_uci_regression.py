@@ -121,6 +121,11 @@ def test_a_stopped_run_goes_on_to_the_same_result(
     pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [(1, [1, 1]), (2, [1, 1]), (30, [20, 10])])
+def test_every_phase_has_an_epoch(epochs: int, expected: list[int]) -> None:
+    assert [own for _, own in TWO_PHASES.phases(epochs)] == expected
+
+
 def test_a_method_with_a_start_has_two_phases(splits: Splits, quick: runs.Configuration) -> None:
     """Kronecker first, dense from its posterior; one history, at lambda = 1 in the end."""
     seen: list[tuple[str, int]] = []
