@@ -80,7 +80,7 @@ def _figures(
     """A Markdown table of one figure, a row per method and a column per data set; published rows at its end."""
     datasets = list(table.dataset.unique())
     lines = [f"## {title}", "", _row(["method", *datasets]), _row(["---", *["---:"] * len(datasets)])]
-    means = table.groupby(["method", "dataset"], sort=False)[column].agg(["mean", summary_error])
+    means = table.groupby(["method", "dataset"], sort=False)[column].agg(["mean", "sem"])
     for method in table.method.unique():
         if not np.isfinite(means.loc[method, "mean"]).any():
             continue
@@ -143,11 +143,6 @@ def rich_verdicts(ours: pd.DataFrame, peers: pd.DataFrame | None, wall: dict[str
     for claim, group in verdicts(ours, peers).groupby("claim", sort=False):
         shown.add_row(str(claim), f"{group.holds.sum()} of {len(group)}", ", ".join(group[~group.holds].dataset))
     return shown
-
-
-def summary_error(values: pd.Series) -> float:
-    """Standard error of the mean."""
-    return float(summary.standard_error(values.to_numpy()))
 
 
 def _name(method: str) -> str:

@@ -108,6 +108,17 @@ def test_rounding_of_a_large_curvature_does_not_make_it_indefinite(structure: An
     assert smallest > -1e-5  # of the damping 1e-4, a tenth
 
 
+def test_a_dense_posterior_solves_in_the_networks_precision() -> None:
+    """Its statistics are always double; the factor follows the network, also when that changes."""
+    bnn = noisynat.VariationalNetwork(nn.Linear(3, 2), noisynat.GaussianLikelihood(0.1), posterior="dense", num_data=9)
+    curvature = bnn.posteriors[0].curvature  # type: ignore[attr-defined]
+    assert curvature.inverse.factor.dtype == torch.float32
+    for dtype in (torch.float64, torch.float32):
+        bnn.to(dtype)
+        assert curvature.inverse.factor.dtype == dtype
+        assert curvature.averages["C"].value.dtype == torch.float64
+
+
 def test_networks_go_on_apart() -> None:
     bnn = trained("kronecker")
     before = {key: value.clone() for key, value in bnn.state_dict().items() if isinstance(value, Tensor)}
