@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -178,13 +178,13 @@ class _WithGradient(torch.autograd.Function):
     """A scalar function of a vector that computes its gradient along with its value."""
 
     @staticmethod
-    def forward(ctx, weights: Tensor, function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:  # type: ignore
+    def forward(ctx: Any, weights: Tensor, function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         value, gradient = function(weights)
         ctx.save_for_backward(gradient)
         return value
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None
 
