@@ -27,6 +27,7 @@ from experiments.protocol import Splits
 
 _LARGE_SETS = ("protein", "year")
 LEVEL = 0.95
+_CHECKPOINT_INTERVAL = 60.0  # seconds
 _SHARPNESS = 10.0  # of members' weights, per nat of ELBO per datum: those that went astray drop out, others are equal
 
 
@@ -52,12 +53,12 @@ class Configuration:
 
     @classmethod
     def for_size(cls, name: str, num_train: int) -> Configuration:
-        """About 4,000 steps, of batches of 32, from 4,000 examples on of 128, and from 20,000 on of 256.
+        """About 4,000 steps, of batches of 32, from 4,000 examples on of 128, and from 20,000 on of 512.
 
         The noise averages over an epoch, if that is more than 20 batches. Faster, it feeds on itself where targets have
         next to none: a wild draw makes more noise, that less curvature, that wilder draws.
         """
-        batch_size = 32 if num_train < 4000 else 128 if num_train < 20_000 else 256
+        batch_size = 32 if num_train < 4000 else 128 if num_train < 20_000 else 512
         return cls(
             epochs=max(round(4000 * batch_size / num_train), 1),
             batch_size=batch_size,
@@ -181,6 +182,7 @@ def train(
             noise_warmup=None if number else phase.noise_warmup,  # it is over when the second phase begins
             progress=progress,
             checkpoint=None if folder is None else folder / f"checkpoint-{number}.pt",
+            checkpoint_interval=0.0 if folder is None else _CHECKPOINT_INTERVAL,
             on_epoch=_reporter(on_epoch, run.network, before),
         )
         history = joined(before, history)

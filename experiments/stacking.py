@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 _STEPS = 1000
 
 
-def stacking_weights(log_prob: np.ndarray, prior_count: float = 1.0) -> np.ndarray:
+def stacking_weights(log_prob: np.ndarray, prior_count: float = 10.0) -> np.ndarray:
     """Weights w that maximize sum_i log sum_k w_k p_k(y_i) + prior_count sum_k log w_k, by expectation maximization.
 
     Args:

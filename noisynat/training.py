@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -54,6 +55,7 @@ def fit(
     on_epoch: Callable[[int, History], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
+    checkpoint_interval: float = 0.0,
 ) -> History:
     """Train ``network`` for ``epochs`` passes over ``data``.
 
@@ -73,7 +75,9 @@ def fit(
             these fractions of the epochs, and as the network says from the second on.
         on_epoch: called with the epoch (from 1) and the history after every epoch.
         checkpoint: file to write; if it exists, training resumes from it, bit for bit on the CPU.
-        checkpoint_every: steps between checkpoints besides the one after every epoch.
+        checkpoint_every: steps between checkpoints besides those after epochs.
+        checkpoint_interval: seconds that an epoch's checkpoint waits after the one before. 0 writes one after every
+            epoch; a dense posterior, whose D x D matrices take long to write, wants more. The last epoch's is written.
 
     Returns:
         The history, that of a resumed checkpoint included.
@@ -94,6 +98,8 @@ def fit(
             raise TypeError(f"noise_warmup is for heteroscedastic noise, not {type(network.likelihood).__name__}")
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
         raise ValueError("checkpoint_every is a positive number of steps and needs checkpoint=")
+    if not checkpoint_interval >= 0 or (checkpoint is None and checkpoint_interval):
+        raise ValueError("checkpoint_interval is a number of seconds, at least 0, and needs checkpoint=")
     run = _Run(network, optimizer, data, scheduler, None if checkpoint is None else Path(checkpoint))
     target, warmup = network.kl_weight, round(kl_warmup * epochs)
     was_training = network.training
@@ -106,6 +112,8 @@ def fit(
                 if noise_warmup is not None:
                     _set_strength(network, (run.epoch / epochs - noise_warmup[0]) / (noise_warmup[1] - noise_warmup[0]))
                 run.train_epoch(checkpoint_every)
+                if run.epoch == epochs or time.monotonic() - run.saved >= checkpoint_interval:
+                    run.save()
                 bar.update(run.epoch, run.history)
                 if on_epoch is not None:
                     on_epoch(run.epoch, run.history)
@@ -138,6 +146,7 @@ class _Run:
         self.losses = torch.zeros(network.replicas, dtype=torch.float64)
         self.examples = 0
         self.seconds = 0.0
+        self.saved = -math.inf  # when, by time.monotonic()
         self.kl_weight = network.kl_weight  # in the end, and in the reported ELBO during a warm-up too
 
     def train_epoch(self, checkpoint_every: int | None) -> None:
@@ -156,7 +165,6 @@ class _Run:
         self._record_epoch()
         self.epoch, self.batch, self.examples = self.epoch + 1, 0, 0
         self.losses = torch.zeros_like(self.losses)
-        self.save()
 
     def _train_batch(self, x: Tensor, y: Tensor) -> Tensor:
         """One step; returns the mean negative log-likelihood (*replicas,)."""
@@ -225,6 +233,7 @@ class _Run:
         partial = self.path.with_name(self.path.name + ".partial")
         torch.save(state, partial)
         os.replace(partial, self.path)
+        self.saved = time.monotonic()
 
     def _data_state(self) -> dict[str, Any]:
         """What the rest of the current epoch's batches depend on; between epochs, the next epoch's."""

@@ -183,6 +183,9 @@ def test_zero_epochs_change_nothing() -> None:
         ({"kl_start": 1.5}, "0 < kl_start <= 1"),
         ({"checkpoint_every": 5}, "needs checkpoint="),
         ({"checkpoint_every": 0, "checkpoint": "file"}, "positive number of steps"),
+        ({"checkpoint_interval": 5.0}, "needs checkpoint="),
+        ({"checkpoint_interval": -1.0, "checkpoint": "file"}, "at least 0"),
+        ({"checkpoint_interval": float("nan"), "checkpoint": "file"}, "at least 0"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -330,6 +333,30 @@ def test_a_crash_within_an_epoch(kind: str, step: int, checkpoint_every: int, tm
 @pytest.mark.parametrize("posterior", ["diagonal", "matrix_normal", "eigen_corrected", "dense", "mean_field"])
 def test_every_posterior_resumes(posterior: Any, tmp_path: Path) -> None:
     assert_resumes("tensors", posterior, tmp_path / "checkpoint.pt", 7, 3)
+
+
+def test_checkpoints_wait_for_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs end every 10 seconds: with an interval of 15, the first, third and fifth are kept, and the last."""
+    path, now, kept = tmp_path / "checkpoint.pt", [0.0], []
+    monkeypatch.setattr("noisynat.training.time.monotonic", lambda: now[0])
+
+    def at_epoch(epoch: int, _: noisynat.History) -> None:
+        kept.append(torch.load(path, weights_only=True)["position"]["epoch"])
+        now[0] += 10
+
+    quiet(*make(), batches(), 6, checkpoint=path, checkpoint_interval=15.0, on_epoch=at_epoch)
+    assert kept == [1, 1, 3, 3, 5, 6]
+
+
+def test_a_crash_after_a_checkpoint_that_was_not_written(tmp_path: Path) -> None:
+    whole, _, go = start(0, "loader", "kronecker", None)
+    history = go()
+    _, _, go = start(0, "loader", "kronecker", tmp_path / "checkpoint.pt", on_epoch=crash_after(3))
+    with pytest.raises(CrashError):
+        go(checkpoint_interval=3600.0)
+    resumed, _, go = start(99, "loader", "kronecker", tmp_path / "checkpoint.pt")
+    assert without_seconds(go()) == without_seconds(history)
+    assert differences(whole.state_dict(), resumed.state_dict()) == []
 
 
 def test_a_crash_in_a_callback_loses_nothing(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class EigenCorrected(Curvature):
     def accumulate(self, a: Tensor, g: Tensor) -> None:
         accumulate_factors(self.averages, a, g)
         q_a, q_s = self.prepared["A.vectors"], self.prepared["S.vectors"]
-        a, g = a @ q_a.unsqueeze(-3), g @ q_s.unsqueeze(-3)
+        a, g = _rotated(a, q_a), _rotated(g, q_s)
         if sharing.has_locations(a):
             squares = sharing.example_gradients(a, g).square().sum((0, -3))
             identity = torch.eye(self.shape[0], dtype=squares.dtype, device=squares.device)
@@ -62,6 +62,11 @@ class EigenCorrected(Curvature):
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         basis, _ = eigenbasis(snapshot)
         return _in_basis({**basis, "d": snapshot["d"]})
+
+
+def _rotated(rows: Tensor, basis: Tensor) -> Tensor:
+    """Rows (..., *batch, B, T, n) times Q (*batch, n, n): one product per batch element, not one per example."""
+    return (rows.flatten(-3, -2) @ basis).unflatten(-2, rows.shape[-3:-1])
 
 
 def _in_basis(prepared: dict[str, Tensor]) -> Tensor:

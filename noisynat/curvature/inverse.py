@@ -7,6 +7,7 @@ row-major, so that vec(S V A) = (S kron A^T) vec(V).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -125,8 +126,12 @@ class DenseInverse:
         return self.inverse_diagonal().sum((-2, -1))
 
     def inverse_diagonal(self) -> Tensor:
-        diagonal = linalg.inverse_of_triangular(self.factor).square().sum(-2)
-        return diagonal.unflatten(-1, self.shape)
+        return self._inverse_diagonal.clone()
+
+    @cached_property
+    def _inverse_diagonal(self) -> Tensor:
+        """Kept, as it costs as much as the factorization and every epoch, ELBO and fit of the prior asks for it."""
+        return linalg.inverse_of_triangular(self.factor).square().sum(-2).unflatten(-1, self.shape)
 
     def _columns(self, matrix: Tensor) -> Tensor:
         """Columns (*batch, D, samples) of matrices (*sample, *batch, out, in)."""

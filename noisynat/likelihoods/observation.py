@@ -12,6 +12,7 @@ from torch import Tensor
 from noisynat.random import RandomStream
 
 _QUADRATURE_NODES = 48
+_NORMAL_FROM = 30.0  # degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -192,11 +193,26 @@ def _chosen(parameter: Tensor, index: Tensor, samples: Tensor) -> Tensor:
 
 
 def student_t_cdf(t: Tensor, df: float) -> Tensor:
-    r"""P(T <= t) of Student's t, elementwise.
+    """P(T <= t) of Student's t, elementwise; torch has no such function.
 
-    With t = sqrt(df) tan(theta) the density is proportional to cos(theta)^(df - 1), which Gauss-Legendre
-    integrates; the interval is cut where the density has fallen by exp(-40). torch has no such function;
-    agrees with scipy.special.stdtr to 1e-10 in float64 from 2 to 100,000 degrees of freedom.
+    Agrees with scipy.special.stdtr to 1e-10 in float64 from 1 to 100,000 degrees of freedom.
+    """
+    return torch.special.ndtr(_normal_score(t, df)) if df >= _NORMAL_FROM else _student_t_cdf_by_quadrature(t, df)
+
+
+def _normal_score(t: Tensor, df: float) -> Tensor:
+    """The z with Phi(z) = P(T <= t), by the expansion of Hill (1970, Algorithm 395); from 30 on to 2e-12 in Phi."""
+    a = df - 0.5
+    b = 48 * a**2
+    square = a * torch.log1p(t.square() / df)
+    third = (((0.4 * square + 3.3) * square + 24) * square + 85.5) / (0.8 * square.square() + 100 + b)
+    return torch.sign(t) * square.sqrt() * (1 + (square + 3 - third) / b)
+
+
+def _student_t_cdf_by_quadrature(t: Tensor, df: float) -> Tensor:
+    """With t = sqrt(df) tan(theta) the density is proportional to cos(theta)^(df - 1), which Gauss-Legendre integrates.
+
+    The interval is cut where the density has fallen by exp(-40).
     """
     theta = torch.atan(t.abs() / math.sqrt(df))
     if df > 1:
