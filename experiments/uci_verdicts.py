@@ -21,15 +21,16 @@ VARIATIONAL = ("VI (Graves)", "PBP", "VMG", "SLANG", "DVI (heteroscedastic, empi
 _MATRIX_GAUSSIAN = "VMG"
 NEAR_DEFAULT = 0.1  # nats between the default and the selected method
 COVERAGE = (0.92, 0.98)
+_COVERED = f"coverage of 95% intervals between {COVERAGE[0]} and {COVERAGE[1]}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim about one data set.
+    """A claim about a data set.
 
     Args:
         claim: what is claimed.
-        dataset: of which.
+        dataset: of which; "all" for one about all of them.
         ours: the figure that is to be at least (for an RMSE: at most) the other.
         other: what it is compared with.
         against: whose figure the other is.
@@ -47,7 +48,7 @@ class Verdict:
 
 
 def verdicts(ours: pd.DataFrame, peers: pd.DataFrame | None) -> pd.DataFrame:
-    """Every claim about every data set, a row each, as far as the methods that it needs were run.
+    """Every claim about every data set, a row each, and about all of them, as far as the methods needed were run.
 
     Args:
         ours: rows per data set, method and split.
@@ -65,6 +66,9 @@ def verdicts(ours: pd.DataFrame, peers: pd.DataFrame | None) -> pd.DataFrame:
         found += _published_rmse(dataset, of_set)
         found += _default(dataset, of_set)
         found += _coverage(dataset, of_set)
+    if SELECTED in set(ours.method):
+        means = ours[ours.method == SELECTED].groupby("dataset").coverage.mean()
+        found.append(_covered(f"{_COVERED}, averaged over the sets", "all", float(means.mean())))
     return pd.DataFrame([asdict(verdict) for verdict in found])
 
 
@@ -129,9 +133,11 @@ def _default(dataset: str, table: pd.DataFrame) -> Iterator[Verdict]:
 
 def _coverage(dataset: str, table: pd.DataFrame) -> Iterator[Verdict]:
     if SELECTED in set(table.method):
-        one = float(_mean(table, SELECTED, "coverage"))
-        claim = f"coverage of 95% intervals between {COVERAGE[0]} and {COVERAGE[1]}"
-        yield Verdict(claim, dataset, one, 0.95, "nominal", np.nan, COVERAGE[0] <= one <= COVERAGE[1])
+        yield _covered(_COVERED, dataset, _mean(table, SELECTED, "coverage"))
+
+
+def _covered(claim: str, dataset: str, share: float) -> Verdict:
+    return Verdict(claim, dataset, share, 0.95, "nominal", np.nan, COVERAGE[0] <= share <= COVERAGE[1])
 
 
 def _mean(table: pd.DataFrame, method: str, column: str) -> float:
