@@ -61,7 +61,7 @@ def write(
 
 
 def _verdicts(found: pd.DataFrame) -> list[str]:
-    lines = ["## What was asked, set by set", "", "| claim | holds | where not (ours, other ± paired error) |"]
+    lines = ["## Claims, set by set", "", "| claim | holds | where not (ours, other ± paired error) |"]
     lines.append("| --- | ---: | --- |")
     for claim, group in found.groupby("claim", sort=False):
         failures = [

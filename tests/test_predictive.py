@@ -124,6 +124,15 @@ def test_student_cdf_is_scipys(df: float) -> None:
     np.testing.assert_allclose(student_t_cdf(t, df).numpy(), special.stdtr(df, t.numpy()), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("df", [3.0, 30.0, 1e5, 1e12])
+def test_student_cdf_far_out(df: float, dtype: torch.dtype) -> None:
+    """Squares overflow there, and the cube of the normal score's square does."""
+    t = torch.tensor([-torch.inf, -1e30, 1e30, torch.inf, torch.nan], dtype=dtype)
+    expected = torch.tensor([0, 0, 1, 1, torch.nan], dtype=dtype)
+    torch.testing.assert_close(student_t_cdf(t, df), expected, rtol=0, atol=1e-6, equal_nan=True)
+
+
 def mixture_cdf(pred: noisynat.Predictive, n: int, k: int, y: float) -> float:
     """By scipy."""
     f = pred.samples[:, n, k].numpy()

@@ -13,6 +13,7 @@ from noisynat.random import RandomStream
 
 _QUADRATURE_NODES = 48
 _NORMAL_FROM = 30.0  # degrees of freedom
+_CERTAIN = 1e4  # a squared normal score beyond which the CDF is 0 or 1 in any precision
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _normal_score(t: Tensor, df: float) -> Tensor:
     """The z with Phi(z) = P(T <= t), by the expansion of Hill (1970, Algorithm 395); from 30 on to 2e-12 in Phi."""
     a = df - 0.5
     b = 48 * a**2
-    square = a * torch.log1p(t.square() / df)
+    square = (a * torch.log1p(t.square() / df)).clamp(max=_CERTAIN)
     third = (((0.4 * square + 3.3) * square + 24) * square + 85.5) / (0.8 * square.square() + 100 + b)
     return torch.sign(t) * square.sqrt() * (1 + (square + 3 - third) / b)
 
