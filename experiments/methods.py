@@ -84,7 +84,7 @@ _METHODS = (
     # are seldom, and none is made a second time for damping.
     Method(
         "nng-full", "full covariance", "dense",
-        {"damping": 0.0, "refresh_every": 24, "stats_every": 2, "betas": (0.9, 0.98)},
+        {"damping": 0.0, "refresh_every": 24, "stats_every": 2, "betas": (0.9, 0.98), "kl_clip": 1e-4},
         start=_KRON, share=0.5,
     ),
 )  # fmt: skip
@@ -100,7 +100,10 @@ _MIXED = replace(
 _PATIENT = replace(_MIXED, kl_warmup=1.0)
 _FULL = Method(
     "mix-full", "mixture, full covariance", "dense",
-    {"lr": 0.01, "damping": 0.0, "refresh_every": 40, "stats_every": 8, "stats_examples": 64, "betas": (0.9, 0.96)},
+    {
+        "lr": 0.01, "damping": 0.0, "refresh_every": 40, "stats_every": 8, "stats_examples": 64, "betas": (0.9, 0.96),
+        "kl_clip": 1e-4,
+    },
     start=_PATIENT, share=0.1, members=3,
 )  # fmt: skip
 _FULL_HET = replace(

@@ -19,6 +19,8 @@ from experiments.peer_methods.base import Budget, Prediction
 from experiments.peer_methods.mixture import Mixture
 from experiments.protocol import Splits
 
+_REFUSED = 1e3  # nats per datum, where a covariance has no Cholesky factor
+
 
 def predictions(
     splits: Splits,
@@ -78,8 +80,12 @@ def _model(x: Tensor, y: Tensor, kernel: str) -> Any:
 
 
 def _fit(x: Tensor, y: Tensor, kernel: str, iterations: int) -> tuple[Any, float]:
-    """The model at a maximum of the log marginal likelihood, and that per datum (nats)."""
+    """The model at a maximum of the log marginal likelihood, and that per datum (nats).
+
+    A line search may try a signal variance so large that the noise is lost in rounding: it is told to come back.
+    """
     import gpytorch
+    from linear_operator.utils.errors import NotPSDError
 
     model = _model(x, y, kernel).train()
     objective = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
@@ -89,7 +95,10 @@ def _fit(x: Tensor, y: Tensor, kernel: str, iterations: int) -> tuple[Any, float
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = -objective(model(x), y)
+        try:
+            loss = -objective(model(x), y)
+        except NotPSDError:
+            return torch.tensor(_REFUSED)
         loss.backward()
         return loss
 

@@ -2,7 +2,8 @@
 
 Networks are trained to the maximum a posteriori with Adam and a learned noise. Around them the package fits the
 generalized Gauss-Newton matrix of all weights; prior precision (a value per weight or bias tensor) and noise are then
-tuned by its marginal likelihood. A network trained with unit noise needs no variant of its own: its weights are those
+tuned by its marginal likelihood, all in float64: with next to no noise, single precision finds the posterior precision
+not to be positive definite. A network trained with unit noise needs no variant of its own: its weights are those
 of a learned noise and a prior precision divided by the noise variance.
 """
 
@@ -65,24 +66,28 @@ def predictions(
     training = (time.perf_counter() - started) / splits.count
     for r in range(splits.count):
         started = time.perf_counter()
-        examples = TensorDataset(splits.x_train[r], splits.y_train[r])
+        examples = TensorDataset(splits.x_train[r].double(), splits.y_train[r].double())
         data = DataLoader(examples, batch_size=_BATCH, generator=torch.Generator())
         posterior = Laplace(
-            nets.single(r), "regression", subset_of_weights="all", hessian_structure=structure, backend=backend
+            nets.single(r).double(),
+            "regression",
+            subset_of_weights="all",
+            hessian_structure=structure,
+            backend=backend,
         )
         posterior.fit(data)
-        evidence = _tune(posterior, prior_precision, log_std[r], tuning_steps, tuning_lr)
+        evidence = _tune(posterior, prior_precision, log_std[r].double(), tuning_steps, tuning_lr)
         seconds = training + time.perf_counter() - started
         with torch.no_grad():
-            mean, variance = posterior(splits.x_test[r], pred_type="glm")
-            std = (variance[:, 0, 0].double() + posterior.sigma_noise.double().square()).sqrt()
+            mean, variance = posterior(splits.x_test[r].double(), pred_type="glm")
+            std = (variance[:, 0, 0] + posterior.sigma_noise.square()).sqrt()
         chosen = {"noise_std": float(posterior.sigma_noise), "log_evidence_per_datum": evidence / splits.num_train}
-        yield Prediction(Mixture(mean.double().T, std[None]), seconds, chosen)
+        yield Prediction(Mixture(mean.T, std[None]), seconds, chosen)
 
 
 def _tune(posterior: Any, prior_precision: float, log_std: Tensor, steps: int, lr: float) -> float:
     """Set prior precisions and noise to a maximum of the log marginal likelihood, and return that (nats)."""
-    log_precision = torch.full((posterior.n_layers,), prior_precision).log().requires_grad_()
+    log_precision = torch.full((posterior.n_layers,), prior_precision, dtype=torch.float64).log().requires_grad_()
     log_std = log_std.reshape(1).clone().requires_grad_()
     optimizer = torch.optim.Adam([log_precision, log_std], lr=lr)
     for _ in range(steps):
