@@ -84,7 +84,10 @@ _METHODS = (
     # are seldom, and none is made a second time for damping.
     Method(
         "nng-full", "full covariance", "dense",
-        {"damping": 0.0, "refresh_every": 24, "stats_every": 2, "betas": (0.9, 0.98), "kl_clip": 1e-4},
+        {
+            "damping": 0.0, "refresh_every": 24, "stats_every": 2, "stats_examples": 128, "betas": (0.9, 0.98),
+            "kl_clip": 1e-4,
+        },
         start=_KRON, share=0.5,
     ),
 )  # fmt: skip
