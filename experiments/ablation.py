@@ -55,6 +55,12 @@ _VARIANTS = (
     _variant("free-noise", "varying noise, free from the start", noise_warmup=(0.0, 1e-9)),
     _variant("varying-noise", "varying noise, set free from 30% to 60%", noise_warmup=(0.3, 0.6)),
     _variant("members", "mixture of 3 networks", members=3),
+    _variant(
+        "prior-grid",
+        "mixture of 3 networks, prior variances 0.3, 1 and 3",
+        members=3,
+        configuration={"prior_variance": (0.3, 1.0, 3.0)},
+    ),
 )
 VARIANTS = {method.name: method for method in _VARIANTS}
 

@@ -33,12 +33,15 @@ _SHARPNESS = 10.0  # of members' weights, per nat of ELBO per datum: those that 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What all methods share. The noise prior is weak: Gamma(1, 0.001) on standardized targets."""
+    """What all methods share. The noise prior is weak: Gamma(1, 0.001) on standardized targets.
+
+    Several prior variances are those of a mixture's members.
+    """
 
     epochs: int
     batch_size: int
     hidden: int = 50
-    prior_variance: float | Literal["empirical_bayes"] = 1.0
+    prior_variance: float | tuple[float, ...] | Literal["empirical_bayes"] = 1.0
     prior_scale: Literal["fan_in"] | None = None
     a0: float = 1.0
     b0: float = 0.001
