@@ -105,7 +105,7 @@ def run_all(job: Job, tasks: Sequence[Task], processes: int, console: Console) -
     """Run the tasks, ``processes`` at the same time with one thread each, and say when each is finished."""
     clock = WallTime(job.output / "wall_time.json", processes)
     for count, (task, worked) in enumerate(_finished(job, tasks, processes), start=1):
-        minutes, kept = clock.tick()["seconds"] / 60, "" if worked else ", done before"
+        minutes, kept = clock.tick(worked) / 60, "" if worked else ", done before"
         console.print(f"[{count}/{len(tasks)}] {minutes:.1f} min: {task}{kept}", markup=False)
 
 
@@ -140,7 +140,7 @@ def _terminable() -> Iterator[None]:
 
 
 class WallTime:
-    """The time that all invocations together took, kept in a file.
+    """The time that all invocations with something to do took together, kept in a file.
 
     Args:
         path: of the file.
@@ -158,12 +158,12 @@ class WallTime:
             },
         )
 
-    def tick(self) -> dict[str, float]:
-        """Write down and return how long it has been: ``seconds``, ``invocations``, ``processes``."""
+    def tick(self, worked: bool) -> float:
+        """Return how many seconds it has been, and write that down if there was work."""
         seconds = self._seconds + time.perf_counter() - self._started
-        total = {"seconds": seconds, **self._record}
-        records.write_json(self._path, total)
-        return total
+        if worked:
+            records.write_json(self._path, {"seconds": seconds, **self._record})
+        return seconds
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -143,11 +143,14 @@ def test_wall_time_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     first = WallTime(tmp_path / "wall.json", 2)
     for now[0] in (104.0, 110.0):
-        first.tick()
+        first.tick(worked=True)
+    idle = WallTime(tmp_path / "wall.json", 2)
+    now[0] = 110.5
+    assert idle.tick(worked=False) == 10.5
     second = WallTime(tmp_path / "wall.json", 1)
-    now[0] = 115.0
-    expected = {"seconds": 15.0, "invocations": 2, "processes": 1}
-    assert second.tick() == records.read_json(tmp_path / "wall.json") == expected
+    now[0] = 115.5
+    assert second.tick(worked=True) == 15.0
+    assert records.read_json(tmp_path / "wall.json") == {"seconds": 15.0, "invocations": 2, "processes": 1}
 
 
 @pytest.mark.skipif("NOISYNAT_UCI_DIR" not in os.environ, reason="needs the UCI files: set NOISYNAT_UCI_DIR")
