@@ -40,6 +40,7 @@ _DATASETS = ("boston", "concrete", "energy", "wine", "yacht")
 _CURVE_SAMPLES = 32
 _CURVE_POINTS = 80
 _STEPS_PER_ROUND = 10
+_ROUNDS = 3  # for quartiles, where a round takes more steps than were asked for
 
 
 # --- the curve ------------------------------------------------------------------------------------
@@ -165,14 +166,14 @@ def time_steps(methods: Sequence[Method], splits: Splits, config: Configuration,
         methods: to be timed.
         splits: the data.
         config: of the training run.
-        steps: timed steps of each method, at least; rounded up to whole rounds.
+        steps: timed steps of each method, at least; rounded up to whole rounds, three or more.
     """
     runs = {method.name: prepare(method, splits, config) for method in methods}
     interval = math.lcm(*(_interval(run.optimizer) for run in runs.values()))
     block = interval * -(-_STEPS_PER_ROUND // interval)
     streams = {name: _endless(run.data) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(1 + -(-steps // block)):
+    for _ in range(1 + max(-(-steps // block), _ROUNDS)):
         for name, run in runs.items():
             times[name].append(1000 * _seconds(run, islice(streams[name], block)) / block)
     return {name: milliseconds[1:] for name, milliseconds in times.items()}

@@ -172,7 +172,7 @@ def main(
     threshold: Annotated[float, typer.Option(min=1.0001, help="Of R-hat.")] = 1.01,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of the methods, instead of the rule's number.")] = None,
     hidden: Annotated[int | None, typer.Option(min=1, help="Hidden units, instead of the rule's number.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/hmc"),
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/hmc_agreement"),
     seed: Annotated[int, typer.Option(help="Of chains, initial weights, batches and noise.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="Chains at the same time.")] = 1,
 ) -> None:
