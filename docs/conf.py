@@ -21,7 +21,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build", "results/uci_tables.md"]  # the latter is part of results/uci.md
+exclude_patterns = ["_build", "results/uci_tables.md", "results/elbo_tables.md"]  # the tables are parts of pages
 default_role = "literal"
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
