@@ -24,7 +24,7 @@ from noisynat.posteriors.families import STRUCTURES, Structure, make_posteriors
 from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
 from noisynat.predictive import Predictive
-from noisynat.priors import GaussianPrior
+from noisynat.priors import GaussianPrior, Prior, priors_by_layer
 from noisynat.random import RandomStream, derived_seed
 from noisynat.sampling import FunctionSampler
 
@@ -40,7 +40,9 @@ class VariationalNetwork(nn.Module):
         net: any ``nn.Module`` that maps (B, in) to (B, K). It is copied, not changed. Parameters of layers that
             cannot have a posterior stay point estimates and show in :meth:`coverage`.
         likelihood: p(y | f); it is copied too, and the copy learns.
-        prior: p(w); N(0, 1) by default.
+        prior: p(w); N(0, 1) by default. A mapping gives layers their own, by name or pattern, as ``{"0":
+            GaussianPrior(0.1), "head.*": GaussianPrior(4.0)}``; the first entry that fits a layer counts, and layers
+            that none fits have N(0, 1).
         posterior: the family. ``"diagonal"`` (noisy Adam), ``"matrix_normal"`` (noisy K-FAC as published, with
             factored damping), ``"kronecker"`` (with exact damping), ``"eigen_corrected"``, ``"dense"`` (one joint
             Gaussian over all weights), ``"dense_per_layer"``, or ``"mean_field"`` (Bayes by Backprop).
@@ -57,7 +59,8 @@ class VariationalNetwork(nn.Module):
 
     Raises:
         TypeError: if ``num_data`` is missing.
-        ValueError: if an argument is out of range, no layer can have a posterior, or ``strict`` refuses.
+        ValueError: if an argument is out of range, no layer can have a posterior, an entry of ``prior`` fits no layer,
+            or ``strict`` refuses.
 
     Example:
         >>> import torch, noisynat
@@ -71,7 +74,7 @@ class VariationalNetwork(nn.Module):
         self,
         net: nn.Module,
         likelihood: Likelihood,
-        prior: GaussianPrior | None = None,
+        prior: Prior | None = None,
         posterior: Structure = "kronecker",
         *,
         num_data: int | None = None,
@@ -105,19 +108,19 @@ class VariationalNetwork(nn.Module):
         self.likelihood = copy.deepcopy(likelihood)
         self.likelihood.bind(self.num_data, self.replicas, mean.dtype)
         self.likelihood.to(mean.device)
-        self._install_posteriors(posterior, prior or GaussianPrior(), noise, initial_precision)
+        self._install_posteriors(posterior, self._priors(prior), noise, initial_precision)
         self.statistics_due = False  # set by an optimizer: whether the next loss feeds the curvature
         self.statistics_examples: int | None = None  # likewise: how many of a batch do, at most
         self.fisher: fisher.FisherKind | None = None
 
     def _install_posteriors(
-        self, structure: Structure, prior: GaussianPrior, noise: NoiseMode, initial_precision: float
+        self, structure: Structure, priors: Sequence[GaussianPrior], noise: NoiseMode, initial_precision: float
     ) -> None:
         self.structure = structure
         posteriors = make_posteriors(
             self.layers,
             structure,
-            prior,
+            priors,
             num_data=self.num_data,
             kl_weight=self._kl_weight,
             noise_mode=noise,
@@ -129,11 +132,14 @@ class VariationalNetwork(nn.Module):
         self._posteriors = nn.ModuleList(posteriors)
         self._sampler = FunctionSampler(self.net, self.layers, posteriors)
 
+    def _priors(self, prior: Prior | None) -> list[GaussianPrior]:
+        return priors_by_layer(prior, [layer.name for layer in self.layers])
+
     def with_posterior(
         self,
         structure: Literal["dense", "dense_per_layer"],
         *,
-        prior: GaussianPrior | None = None,
+        prior: Prior | None = None,
         noise: NoiseMode = "auto",
     ) -> VariationalNetwork:
         """A copy of this network, as it is trained so far, with a richer posterior, to be trained on.
@@ -157,7 +163,10 @@ class VariationalNetwork(nn.Module):
             )
         new = copy.deepcopy(self)
         old = [posterior for posterior in self.posteriors if isinstance(posterior, NaturalPosterior)]
-        new._install_posteriors(structure, prior or old[0].prior, noise, initial_precision=1.0)
+        before = [prior for posterior in old for prior in posterior.priors]
+        new._install_posteriors(
+            structure, before if prior is None else self._priors(prior), noise, initial_precision=1.0
+        )
         groups = [old] if structure == "dense" else [[posterior] for posterior in old]
         for posterior, parts in zip(new.posteriors, groups, strict=True):
             assert isinstance(posterior, NaturalPosterior)

@@ -1,8 +1,9 @@
-"""Gaussian priors over the weights of a layer: fixed, scaled by fan-in, or fitted by empirical Bayes."""
+"""Gaussian priors over the weights of each layer: fixed, scaled by fan-in, or fitted by empirical Bayes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -60,3 +61,31 @@ class GaussianPrior:
     def __repr__(self) -> str:
         shown = "'empirical_bayes'" if self.empirical_bayes else str(self.variance.tolist())
         return f"GaussianPrior(variance={shown}, scale={self.scale!r})"
+
+
+Prior = GaussianPrior | Mapping[str, GaussianPrior]
+
+
+def priors_by_layer(prior: Prior | None, names: Sequence[str]) -> list[GaussianPrior]:
+    """The prior of each layer.
+
+    Args:
+        prior: of all layers, or by their names in the network, where ``*`` stands for any characters and ``?`` for any
+            one; the first entry that fits a layer counts. N(0, 1) for layers that none fits, and for all if None.
+        names: of the layers.
+
+    Raises:
+        TypeError: if something given is not a :class:`GaussianPrior`.
+        ValueError: if an entry fits no layer.
+    """
+    if prior is None:
+        prior = {}
+    elif not isinstance(prior, Mapping):
+        prior = {"*": prior}
+    for pattern, value in prior.items():
+        if not isinstance(value, GaussianPrior):
+            raise TypeError(f"a prior must be a GaussianPrior, got {type(value).__name__} for {pattern!r}")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"the prior's entry {pattern!r} fits none of the layers {', '.join(names)}")
+    default = GaussianPrior()
+    return [next((p for pattern, p in prior.items() if fnmatchcase(name, pattern)), default) for name in names]

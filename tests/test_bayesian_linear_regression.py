@@ -120,6 +120,44 @@ def test_eigen_corrected_reaches_the_closed_form() -> None:
     assert_matches(bnn, *exact_posterior(data, 1.0))
 
 
+class TwoParts(nn.Module):
+    """A linear model in two layers side by side: of two inputs, and of the third with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 1, bias=False).double(), nn.Linear(1, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x[..., :2]) + self.b(x[..., 2:])
+
+
+@pytest.mark.parametrize("structure", ["dense", "kronecker", "mean_field"])
+def test_layers_with_priors_of_their_own_reach_the_closed_form(structure: Any) -> None:
+    """The dense posterior is the exact one; the best that factorizes has its means and its precision's blocks."""
+    data, lead = linear_data(30), 0.02
+    bnn = noisynat.VariationalNetwork(
+        TwoParts(), noisynat.GaussianLikelihood(STD), {"a": noisynat.GaussianPrior(lead)}, structure, num_data=30
+    )
+    if structure == "mean_field":
+        optimizer = torch.optim.Adam(bnn.parameters(), lr=0.02)
+        noisynat.fit(bnn, optimizer, [(data.x, data.y)], 4000, scheduler=noisynat.cosine_schedule(optimizer, 4000),
+                     progress=False)  # fmt: skip
+    else:
+        train(bnn, data, noisynat.NoisyNaturalGradient)
+    precision = TAU * data.a.T @ data.a + torch.tensor([1 / lead, 1 / lead, 1, 1], dtype=torch.float64).diag()
+    mean = torch.linalg.solve(precision, TAU * data.a.T @ data.y)[:, 0]
+    covariance = torch.linalg.inv(precision)
+    if structure == "kronecker":
+        covariance = torch.block_diag(torch.linalg.inv(precision[:2, :2]), torch.linalg.inv(precision[2:, 2:]))
+    elif structure == "mean_field":
+        covariance = (1 / precision.diagonal()).diag()
+    found = torch.cat([layer.mean.flatten() for layer in bnn.layers])
+    tolerance = 0.05 if structure == "mean_field" else 0.01
+    assert ((found - mean) / covariance.diagonal().sqrt()).abs().max() < tolerance
+    blocks = torch.block_diag(*[posterior.covariance() for posterior in bnn.posteriors])
+    assert (blocks - covariance).norm() < tolerance * covariance.norm()
+
+
 def test_minibatches_and_then_full_batches_reach_the_closed_form() -> None:
     data = linear_data(200)
     bnn = network(data, 1.0)

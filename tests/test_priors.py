@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from noisynat import GaussianPrior
+from noisynat.priors import priors_by_layer
 
 
 def test_fixed_variance_is_the_same_for_every_layer() -> None:
@@ -63,3 +64,33 @@ def test_unknown_names() -> None:
 def test_repr_tells_the_arguments() -> None:
     assert repr(GaussianPrior(2.0, "fan_in")) == "GaussianPrior(variance=2.0, scale='fan_in')"
     assert "empirical_bayes" in repr(GaussianPrior("empirical_bayes"))
+
+
+# --- by layer -------------------------------------------------------------------------------------
+
+LAYERS = ("body.0", "body.2", "head")
+
+
+def test_one_prior_serves_all_layers() -> None:
+    prior = GaussianPrior(0.5)
+    assert priors_by_layer(prior, LAYERS) == [prior] * 3
+
+
+def test_no_prior_is_the_standard_normal() -> None:
+    assert [float(prior.variance) for prior in priors_by_layer(None, LAYERS)] == [1, 1, 1]
+
+
+def test_layers_are_named_or_matched_and_the_first_entry_counts() -> None:
+    given = {"body.2": GaussianPrior(2.0), "body.*": GaussianPrior(3.0)}
+    assert [float(prior.variance) for prior in priors_by_layer(given, LAYERS)] == [3, 2, 1]
+
+
+def test_an_entry_for_no_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'tail' fits none of the layers body\.0, body\.2, head"):
+        priors_by_layer({"head": GaussianPrior(), "tail": GaussianPrior()}, LAYERS)
+
+
+@pytest.mark.parametrize("prior", [1.0, {"head": 1.0}])
+def test_what_is_no_prior_is_refused(prior: object) -> None:
+    with pytest.raises(TypeError, match="must be a GaussianPrior, got float"):
+        priors_by_layer(prior, LAYERS)

@@ -157,6 +157,13 @@ def test_a_fitted_prior_goes_over() -> None:
     torch.testing.assert_close(full.posteriors[0].prior_variance, fitted)
 
 
+def test_priors_of_layers_go_over_and_may_be_changed() -> None:
+    bnn = trained("kronecker", prior={"0": noisynat.GaussianPrior(2.0), "*": noisynat.GaussianPrior(3.0)})
+    assert bnn.with_posterior("dense").posteriors[0].prior_variance.tolist() == [2.0, 3.0]
+    other = bnn.with_posterior("dense", prior={"0": noisynat.GaussianPrior(0.5)})
+    assert other.posteriors[0].prior_variance.tolist() == [0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("structure", "target"),
     [("kronecker", "diagonal"), ("mean_field", "dense"), ("dense", "kronecker"), ("dense", "dense_per_layer")],

@@ -50,7 +50,7 @@ class LogJoint:
         check_supported(network)
         if network.kl_weight != 1:
             raise ValueError(f"a cold posterior is not p(w | y): set kl_weight to 1, it is {network.kl_weight:g}")
-        if any(posterior.prior.empirical_bayes for posterior in network.posteriors):
+        if any(prior.empirical_bayes for posterior in network.posteriors for prior in posterior.priors):
             raise ValueError("the prior must be fixed, and this network's is fitted by empirical Bayes")
         if len(x) != network.num_data:
             raise ValueError(f"all training data are needed: got {len(x)} examples, num_data is {network.num_data}")

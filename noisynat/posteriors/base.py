@@ -24,7 +24,7 @@ class Posterior(nn.Module, ABC):
 
     Args:
         layers: the layers whose weights this is the posterior of, in the network's order.
-        prior: p(W).
+        priors: p(W) of each layer.
         num_data: N, the number of training examples.
         kl_weight: lambda, the weight of the KL.
         noise_mode: how a training forward pass is perturbed, see :mod:`noisynat.posteriors.noise`.
@@ -36,7 +36,7 @@ class Posterior(nn.Module, ABC):
     def __init__(
         self,
         layers: Sequence[VariationalLayer],
-        prior: GaussianPrior,
+        priors: Sequence[GaussianPrior],
         *,
         num_data: int,
         kl_weight: float,
@@ -46,12 +46,15 @@ class Posterior(nn.Module, ABC):
         super().__init__()
         self._layers = tuple(layers)  # a plain tuple: the network owns the layers
         self.structure = structure
-        self.prior = prior
+        self.priors = tuple(priors)
         self.num_data = num_data
         self._kl_weight = kl_weight
         self.noise_mode = noise_mode
         self.batch_shape = self._layers[0].batch_shape
-        variances = [prior.initial_variance(layer.in_features, self.batch_shape) for layer in self._layers]
+        variances = [
+            prior.initial_variance(layer.in_features, self.batch_shape)
+            for layer, prior in zip(self._layers, self.priors, strict=True)
+        ]
         self.register_buffer("prior_variance", torch.stack(variances).to(self._layers[0].mean.device))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Posterior:
@@ -189,14 +192,17 @@ class Posterior(nn.Module, ABC):
 
     @torch.no_grad()
     def fit_prior(self) -> None:
-        """Empirical Bayes: eta <- (tr Sigma + |M|^2) / D of every layer, the maximum of the ELBO; else nothing."""
-        if not self.prior.empirical_bayes:
+        """Empirical Bayes: eta <- (tr Sigma + |M|^2) / D, the maximum of the ELBO, of the layers that want it."""
+        if not any(prior.empirical_bayes for prior in self.priors):
             return
-        moments = [
-            (variance.double() + layer.mean.double().square()).mean((-2, -1))
-            for layer, variance in zip(self._layers, self.variances(), strict=True)
-        ]
-        self.prior_variance = torch.stack(moments)
+        self.prior_variance = torch.stack(
+            [
+                (variance.double() + layer.mean.double().square()).mean((-2, -1)) if prior.empirical_bayes else eta
+                for layer, prior, variance, eta in zip(
+                    self._layers, self.priors, self.variances(), self.prior_variance, strict=True
+                )
+            ]
+        )
 
     # --- packing: a joint posterior sees its layers as one weight of shape (1, D) -----------------
 

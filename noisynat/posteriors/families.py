@@ -31,18 +31,22 @@ _CURVATURES: dict[str, Callable[..., Curvature]] = {
 
 
 def make_posteriors(
-    layers: Sequence[VariationalLayer], structure: Structure, prior: GaussianPrior, **settings: Any
+    layers: Sequence[VariationalLayer], structure: Structure, priors: Sequence[GaussianPrior], **settings: Any
 ) -> list[Posterior]:
     """The posteriors of a network's layers: one per layer, or a joint one for ``"dense"``.
 
     Args:
         layers: of the network.
         structure: name of the family.
-        prior: of every layer.
+        priors: of each layer.
         settings: as for :class:`~noisynat.posteriors.base.Posterior`, and ``initial_precision``.
     """
     settings = {**settings, "structure": structure}
     if structure == "mean_field":
-        return [MeanFieldPosterior(layer, prior, **settings) for layer in layers]
-    groups = [list(layers)] if structure == "dense" else [[layer] for layer in layers]
-    return [NaturalPosterior(group, prior, _CURVATURES[structure], **settings) for group in groups]
+        return [MeanFieldPosterior(layer, prior, **settings) for layer, prior in zip(layers, priors, strict=True)]
+    curvature = _CURVATURES[structure]
+    if structure == "dense":
+        return [NaturalPosterior(layers, priors, curvature, **settings)]
+    return [
+        NaturalPosterior([layer], [prior], curvature, **settings) for layer, prior in zip(layers, priors, strict=True)
+    ]

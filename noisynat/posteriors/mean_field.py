@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
 from noisynat.posteriors import noise
 from noisynat.posteriors.base import Posterior
+from noisynat.priors import GaussianPrior
 
 if TYPE_CHECKING:
     from noisynat.layers.base import VariationalLayer
@@ -23,13 +24,16 @@ class MeanFieldPosterior(Posterior):
 
     Args:
         layer: whose weights it describes.
+        prior: p(W).
         initial_precision: sets the standard deviation that every weight starts from to that of a natural posterior,
             sqrt((lambda / N) / (initial_precision + gamma)) with gamma = lambda / (N eta).
         settings: as for :class:`~noisynat.posteriors.base.Posterior`.
     """
 
-    def __init__(self, layer: VariationalLayer, *args: Any, initial_precision: float = 1.0, **settings: Any) -> None:
-        super().__init__((layer,), *args, **settings)
+    def __init__(
+        self, layer: VariationalLayer, prior: GaussianPrior, *, initial_precision: float = 1.0, **settings: Any
+    ) -> None:
+        super().__init__((layer,), (prior,), **settings)
         noise.check_mode(self.noise_mode, self.structure, True)
         scale = self.kl_weight / self.num_data
         variance = scale / (initial_precision + scale / self.prior_variance[0])  # (*replicas,)

@@ -17,6 +17,7 @@ from noisynat.curvature.inverse import DampedInverse
 from noisynat.curvature.sharing import example_gradients
 from noisynat.posteriors import noise
 from noisynat.posteriors.base import Posterior
+from noisynat.priors import GaussianPrior
 
 if TYPE_CHECKING:
     from noisynat.layers.base import VariationalLayer
@@ -29,7 +30,7 @@ class NaturalPosterior(Posterior):
 
     Args:
         layers: whose weights it describes.
-        prior: p(W).
+        priors: p(W) of each layer.
         curvature: makes the curvature from (rows, columns, replica dimensions) and keywords.
         initial_precision: of the curvature, see :class:`~noisynat.curvature.Curvature`.
         settings: as for :class:`~noisynat.posteriors.base.Posterior`.
@@ -38,13 +39,13 @@ class NaturalPosterior(Posterior):
     def __init__(
         self,
         layers: Sequence[VariationalLayer],
-        prior: Any,
+        priors: Sequence[GaussianPrior],
         curvature: CurvatureFactory,
         *,
         initial_precision: float = 1.0,
         **settings: Any,
     ) -> None:
-        super().__init__(layers, prior, **settings)
+        super().__init__(layers, priors, **settings)
         mean = self.layers[0].mean
         precision: dict[str, Any] = {"dtype": mean.dtype}
         if curvature is Dense:

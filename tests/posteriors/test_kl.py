@@ -102,7 +102,7 @@ def test_joint_kl_of_two_layers(replicas: int | None) -> None:
 def test_empirical_bayes_sets_the_prior_variance_that_maximizes_the_elbo(structure: str) -> None:
     network = linear_network(structure)
     posterior = only_posterior(network)
-    posterior.prior = GaussianPrior("empirical_bayes")
+    posterior.priors = (GaussianPrior("empirical_bayes"),) * len(posterior.layers)
     mean, sigma = mean_of(network), covariance(structure)
     posterior.fit_prior()
     eta = float(posterior.prior_variance)
@@ -115,7 +115,7 @@ def test_empirical_bayes_sets_the_prior_variance_that_maximizes_the_elbo(structu
 def test_refresh_fits_the_prior_and_uses_it(structure: str) -> None:
     network = linear_network(structure)
     posterior = only_posterior(network)
-    posterior.prior = GaussianPrior("empirical_bayes")
+    posterior.priors = (GaussianPrior("empirical_bayes"),) * len(posterior.layers)
     eta = float((covariance(structure).trace() + mean_of(network) @ mean_of(network)) / D)
     posterior.refresh()
     torch.testing.assert_close(posterior.covariance(), covariance(structure, eta))
@@ -128,11 +128,23 @@ def test_empirical_bayes_of_a_joint_posterior_is_per_layer_and_replica() -> None
     network = two_layers(2)
     sigma = feed_two_layers(network)
     posterior = only_posterior(network)
-    posterior.prior = GaussianPrior("empirical_bayes")
+    posterior.priors = (GaussianPrior("empirical_bayes"),) * len(posterior.layers)
     posterior.fit_prior()
     variances = sigma.diagonal()[:8].mean(), sigma.diagonal()[8:].mean()
     expected = [v + layer.mean.square().mean((-2, -1)) for v, layer in zip(variances, network.layers, strict=True)]
     torch.testing.assert_close(posterior.prior_variance, torch.stack(expected).detach())
+
+
+def test_empirical_bayes_of_one_layer_leaves_the_other() -> None:
+    network = two_layers(2)
+    sigma = feed_two_layers(network)
+    posterior = only_posterior(network)
+    first, before = posterior.priors[0], posterior.prior_variance.clone()
+    posterior.priors = (first, GaussianPrior("empirical_bayes"))
+    posterior.fit_prior()
+    expected = sigma.diagonal()[8:].mean() + network.layers[1].mean.square().mean((-2, -1))
+    torch.testing.assert_close(posterior.prior_variance[1], expected.detach())
+    assert torch.equal(posterior.prior_variance[0], before[0])
 
 
 def test_fixed_priors_stay() -> None:

@@ -54,7 +54,7 @@ def test_dense_curvature_of_a_float32_network_is_kept_in_float64() -> None:
     layer = VariationalLinear(2, 1)
     settings = {"num_data": 5, "kl_weight": 1.0, "noise_mode": "auto", "structure": "dense"}
     for curvature, dtype in ((Diagonal, torch.float32), (Dense, torch.float64)):
-        posterior = NaturalPosterior([layer], GaussianPrior(), curvature, **settings)
+        posterior = NaturalPosterior([layer], [GaussianPrior()], curvature, **settings)
         assert next(iter(posterior.curvature.averages.values())).value.dtype == dtype
         assert posterior.draw((), RandomStream(0))[0].dtype == torch.float32
         assert math.isfinite(posterior.kl_divergence().detach())
