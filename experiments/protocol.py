@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +50,9 @@ class Splits:
         return self.x_train.shape[2]
 
 
+_TENSORS = ("x_train", "y_train", "x_test", "y_test", "y_mean", "y_scale")
+
+
 def inner_splits(splits: Splits, fraction: float = 0.1, seed: int = 0) -> Splits:
     """Every training part divided again: what is chosen inside it is judged on the part held out.
 
@@ -68,6 +72,18 @@ def inner_splits(splits: Splits, fraction: float = 0.1, seed: int = 0) -> Splits
         shuffled = value.gather(1, order.unsqueeze(-1).expand(*order.shape, value.shape[-1]))
         parts[f"{key}_test"], parts[f"{key}_train"] = shuffled[:, :held_out], shuffled[:, held_out:]
     return Splits(splits.name, **parts, y_mean=splits.y_mean, y_scale=splits.y_scale)
+
+
+def side_by_side(parts: Sequence[Splits]) -> Splits:
+    """The splits of all ``parts`` as one, those of the first part first."""
+    stacked = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
+    return Splits(parts[0].name, **stacked)
+
+
+def rescaled(splits: Splits, scale: Tensor) -> Splits:
+    """Inputs times ``scale`` (R, features): as prior variances times its squares, an input."""
+    scale = scale.to(splits.x_train.dtype).unsqueeze(1)
+    return replace(splits, x_train=scale * splits.x_train, x_test=scale * splits.x_test)
 
 
 def load_splits(data: uci_data.Dataset, limit: int | None = None, dtype: torch.dtype = torch.float32) -> Splits:

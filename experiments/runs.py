@@ -35,13 +35,14 @@ _SHARPNESS = 10.0  # of members' weights, per nat of ELBO per datum: those that 
 class Configuration:
     """What all methods share. The noise prior is weak: Gamma(1, 0.001) on standardized targets.
 
-    Several prior variances are those of a mixture's members.
+    Several prior variances are those of a mixture's members, or of the splits if it has one member.
     """
 
     epochs: int
     batch_size: int
     hidden: int = 50
     prior_variance: float | tuple[float, ...] | Literal["empirical_bayes"] = 1.0
+    last_prior_variance: float | tuple[float, ...] | None = None  # of the last layer, where it has another
     prior_scale: Literal["fan_in"] | None = None
     a0: float = 1.0
     b0: float = 0.001
@@ -90,6 +91,7 @@ def build(method: Method, splits: Splits, config: Configuration) -> noisynat.Var
     outputs = 2 if method.heteroscedastic else 1
     net = nn.Sequential(nn.Linear(splits.features, config.hidden), nn.ReLU(), nn.Linear(config.hidden, outputs))
     likelihood = noisynat.HeteroscedasticGaussianLikelihood if method.heteroscedastic else noisynat.GaussianLikelihood
+    last_variance = config.prior_variance if config.last_prior_variance is None else config.last_prior_variance
     return noisynat.VariationalNetwork(
         net,
         likelihood=likelihood(
@@ -99,7 +101,10 @@ def build(method: Method, splits: Splits, config: Configuration) -> noisynat.Var
             initial_std=config.initial_noise,
             step_size=config.noise_step,
         ),
-        prior=noisynat.GaussianPrior(config.prior_variance, config.prior_scale),
+        prior={
+            "0": noisynat.GaussianPrior(config.prior_variance, config.prior_scale),
+            "2": noisynat.GaussianPrior(last_variance, config.prior_scale),
+        },
         posterior=method.structure,
         num_data=splits.num_train,
         kl_weight=config.kl_weight,

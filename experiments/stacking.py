@@ -56,8 +56,10 @@ def mixed(pointwise: Sequence[dict[str, np.ndarray]], weights: np.ndarray) -> di
     """
     share = weights.T[..., None]
     stacked = {key: np.stack([arrays[key] for arrays in pointwise]) for key in ("log_prob", "mean", "cdf")}
+    with np.errstate(divide="ignore"):  # log 0 of a component without weight
+        log_share = np.log(share)
     return {
-        "log_prob": logsumexp(stacked["log_prob"], axis=0, b=share),
+        "log_prob": logsumexp(log_share + stacked["log_prob"], axis=0),
         "mean": (share * stacked["mean"]).sum(0),
         "cdf": (share * stacked["cdf"]).sum(0),
     }
