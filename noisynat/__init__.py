@@ -3,7 +3,16 @@
 from noisynat.data import TensorBatches
 from noisynat.elbo import ELBO
 from noisynat.errors import CurvatureError, NonFiniteLossError
-from noisynat.likelihoods import GaussianLikelihood, HeteroscedasticGaussianLikelihood, Likelihood
+from noisynat.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    DistributionLikelihood,
+    GaussianLikelihood,
+    HeteroscedasticGaussianLikelihood,
+    Likelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+)
 from noisynat.network import SampledFunction, VariationalNetwork
 from noisynat.optim import NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
 from noisynat.predictive import Predictive
@@ -12,7 +21,10 @@ from noisynat.training import History, fit
 
 __all__ = [
     "ELBO",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
     "CurvatureError",
+    "DistributionLikelihood",
     "GaussianLikelihood",
     "GaussianPrior",
     "HeteroscedasticGaussianLikelihood",
@@ -22,8 +34,10 @@ __all__ = [
     "NoisyKFAC",
     "NoisyNaturalGradient",
     "NonFiniteLossError",
+    "PoissonLikelihood",
     "Predictive",
     "SampledFunction",
+    "StudentTLikelihood",
     "TensorBatches",
     "VariationalNetwork",
     "cosine_schedule",

@@ -7,14 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from noisynat.likelihoods.base import ObservationModel
+from noisynat import marginals
+from noisynat.likelihoods.base import ClassModel, ObservationModel, OrderedModel
 from noisynat.random import RandomStream
 
-_QUANTILE_STEPS = 80
+_TAIL = 1e-9  # the probability on either side that an entropy leaves out
 
 
 class Predictive:
     """The posterior predictive p(y | x), a mixture of p(y | f_s(x)) over samples s, of equal weights unless given.
+
+    Targets are numbers, with quantiles and intervals, or classes, with probabilities; asked for what they have not, a
+    prediction raises TypeError. Where y is a class, moments are those of y as zeros and ones.
 
     Args:
         samples: of the network's outputs f, (S, *replicas, N, K).
@@ -57,18 +61,75 @@ class Predictive:
         """Standard deviation of y, (*replicas, N, K)."""
         return self.variance.sqrt()
 
+    # --- uncertainty ------------------------------------------------------------------------------
+
     @property
-    def distribution(self) -> torch.distributions.MixtureSameFamily:
-        """The mixture of every output as a ``torch.distributions`` object, batch shape (*replicas, N, K)."""
+    def probs(self) -> Tensor:
+        """P(y = k), averaged over the samples, (*replicas, N, K); for binary targets P(y_k = 1).
+
+        Raises:
+            TypeError: if the targets are not classes.
+        """
+        return self._expected(self._classes("probs").probs(self.samples))
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable y.
+
+        Of classes the class's number, (*replicas, N), of binary targets 0 or 1, of numbers the highest point of every
+        output's own density: (*replicas, N, K).
+        """
+        if isinstance(self._observation, ClassModel):
+            return self._observation.mode(self.probs)
+        low, high = self._means.amin(0), self._means.amax(0)
+        if self._ordered("mode").integers:
+            return marginals.mode_of_integers(self._log_density, low.floor(), high.ceil())
+        return marginals.mode(self._log_density, low, high, self._narrowest())
+
+    @property
+    def entropy(self) -> Tensor:
+        """Of the predictive, nats: the total uncertainty.
+
+        Of classes (*replicas, N), at most log K. Of numbers the differential entropy of every output alone, by
+        quadrature between the 1e-9 and 1 - 1e-9 quantiles: (*replicas, N, K).
+        """
+        if isinstance(self._observation, ClassModel):
+            return self._observation.entropy(self.probs)
+        low, high = self.quantile(_TAIL), self.quantile(1 - _TAIL)
+        if self._ordered("entropy").integers:
+            return marginals.entropy_of_integers(self._log_density, low, high)
+        return marginals.entropy(self._log_density, low, high, self._narrowest())
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """Between y and the weights, nats: what of the entropy is epistemic, and BALD's score (Houlsby et al. 2011).
+
+        The entropy less the mean entropy of p(y | f_s), of :attr:`entropy`'s shape; at most log S.
+        """
+        if isinstance(self._observation, ClassModel):
+            return self.entropy - self._expected(self._observation.entropy(self._observation.probs(self.samples)))
+        return self.entropy - self._expected(self._ordered("mutual_information").entropy(self.samples))
+
+    # --- the distribution -------------------------------------------------------------------------
+
+    @property
+    def distribution(self) -> torch.distributions.Distribution:
+        """As a ``torch.distributions`` object.
+
+        Numbers: the mixture of every output, batch shape (*replicas, N, K). Classes: Categorical, batch shape
+        (*replicas, N), or for binary targets Bernoulli, batch shape (*replicas, N, K).
+        """
+        if isinstance(self._observation, ClassModel):
+            return self._observation.distribution(self.probs)
         logits = self._log_weights().unsqueeze(-1).expand_as(self._means).movedim(0, -1)
         weights = torch.distributions.Categorical(logits=logits)
-        return torch.distributions.MixtureSameFamily(weights, self._observation.components(self.samples))
+        return torch.distributions.MixtureSameFamily(weights, self._ordered("a mixture").components(self.samples))
 
     def log_prob(self, y: Tensor) -> Tensor:
-        """Log density of the mixture at y, jointly over the K outputs: (*replicas, N), nats.
+        """Log density (of classes, log probability) of the mixture at y, jointly over outputs: (*replicas, N), nats.
 
         Args:
-            y: (N, K) or (*replicas, N, K).
+            y: (N, K) or (*replicas, N, K); class numbers (N,) or (*replicas, N).
 
         Raises:
             ValueError: if y has another shape.
@@ -77,7 +138,11 @@ class Predictive:
         return torch.logsumexp(self._log_weights() + self._observation.log_prob(self.samples, y), 0)
 
     def cdf(self, y: Tensor) -> Tensor:
-        """P(Y_k <= y_k) of every output alone, (*replicas, N, K)."""
+        """P(Y_k <= y_k) of every output alone, (*replicas, N, K).
+
+        Raises:
+            TypeError: if the targets are classes.
+        """
         return self._cdf(self._checked(y))
 
     def quantile(self, q: float) -> Tensor:
@@ -85,17 +150,16 @@ class Predictive:
 
         Raises:
             ValueError: unless 0 < q < 1.
+            TypeError: if the targets are classes.
         """
         if not 0 < q < 1:
             raise ValueError(f"a quantile level lies strictly between 0 and 1, got {q}")
-        low, high = self._bracket(q)
-        for _ in range(_QUANTILE_STEPS):
-            middle = (low + high) / 2
-            if bool(((middle == low) | (middle == high)).all()):
-                break
-            below = self._cdf(middle) < q
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        integers = self._ordered("quantile").integers
+        noise = self._observation.variance(self.samples).amax(0)
+        width = torch.where(torch.isfinite(noise), noise, self.samples.new_ones(())).sqrt()
+        ends = marginals.bracket(self._cdf, q, self._means.amin(0), self._means.amax(0), width)
+        found = marginals.quantile(self._cdf, q, *ends)
+        return found.round() if integers else found  # the CDF of integers jumps there
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Central prediction interval of y with probability ``level``: lower and upper ends, (*replicas, N, K)."""
@@ -192,29 +256,37 @@ class Predictive:
         return torch.searchsorted(levels, uniform, right=True).clamp(max=len(self.samples) - 1).movedim(-1, 0)
 
     def _expected(self, values: Tensor) -> Tensor:
-        """Weighted mean over the samples of values (S, *replicas, N, K)."""
+        """Weighted mean over the samples of values (S, *replicas, N) or (S, *replicas, N, K)."""
         if self.weights is None:
             return values.mean(0)
-        return (self.weights[..., None, None] * values).sum(0)
+        return (self.weights.reshape(*self.weights.shape, *(1,) * (values.dim() - self.weights.dim())) * values).sum(0)
 
     def _cdf(self, y: Tensor) -> Tensor:
-        return self._expected(self._observation.cdf(self.samples, y))
+        return self._expected(self._ordered("cdf").cdf(self.samples, y))
 
-    def _bracket(self, q: float) -> tuple[Tensor, Tensor]:
-        """Ends between which the quantile lies: widened from the samples until the mixture's CDF says so."""
-        noise = self._observation.variance(self.samples).amax(0)
-        width = torch.where(torch.isfinite(noise), noise, self.samples.new_ones(())).sqrt()
-        low, high = self._means.amin(0) - width, self._means.amax(0) + width
-        while bool((self._cdf(low) > q).any()) or bool((self._cdf(high) < q).any()):
-            width = 2 * width
-            low, high = low - width, high + width
-        return low, high
+    def _log_density(self, y: Tensor) -> Tensor:
+        """Of every output alone, (*replicas, N, K)."""
+        return self.distribution.log_prob(y)
+
+    def _narrowest(self) -> Tensor:
+        """The smallest standard deviation of y given f, (*replicas, N, K)."""
+        noise = self._observation.variance(self.samples).amin(0)
+        return torch.where(torch.isfinite(noise), noise, self.samples.new_ones(())).sqrt()
+
+    # --- what the targets are ---------------------------------------------------------------------
+
+    def _ordered(self, asked: str) -> OrderedModel:
+        if not isinstance(self._observation, OrderedModel):
+            raise TypeError(f"{asked} is of numbers, and these targets are classes: see probs, entropy and mode")
+        return self._observation
+
+    def _classes(self, asked: str) -> ClassModel:
+        if not isinstance(self._observation, ClassModel):
+            raise TypeError(f"{asked} is of classes, and these targets are numbers: see mean, quantile and log_prob")
+        return self._observation
 
     def _checked(self, y: Tensor) -> Tensor:
-        expected = self._means.shape[1:]
-        if y.shape not in (expected, expected[-2:]):
-            raise ValueError(f"y has shape {tuple(y.shape)}, expected {tuple(expected[-2:])} or {tuple(expected)}")
-        return y.to(self.samples.dtype)
+        return self._observation.checked_targets(y, self._means)
 
     def __repr__(self) -> str:
         return f"Predictive(samples={tuple(self.samples.shape)})"

@@ -22,9 +22,12 @@ FISHER_KINDS = ("ggn", "mc", "empirical")
 MAX_GGN_OUTPUTS = 10
 
 
-def default_kind(outputs: int) -> FisherKind:
-    """``"ggn"`` costs one backward pass per output; beyond 10 outputs ``"mc"``, with one pass, is the default."""
-    return "ggn" if outputs <= MAX_GGN_OUTPUTS else "mc"
+def default_kind(outputs: int, has_hessian_root: bool = True) -> FisherKind:
+    """``"ggn"`` costs one backward pass per output; beyond 10 outputs ``"mc"``, with one pass, is the default.
+
+    So it is for likelihoods that have no Hessian's root.
+    """
+    return "ggn" if outputs <= MAX_GGN_OUTPUTS and has_hessian_root else "mc"
 
 
 def output_gradients(
@@ -41,7 +44,7 @@ def output_gradients(
         stream: of random numbers, used by ``"mc"`` only.
     """
     f = f.detach()
-    kind = kind or default_kind(f.shape[-1])
+    kind = kind or default_kind(f.shape[-1], likelihood.has_hessian_root)
     if kind == "ggn":
         return likelihood.hessian_root(f)
     targets = likelihood.sample(f, stream) if kind == "mc" else y

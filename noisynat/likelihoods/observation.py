@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noisynat.likelihoods.base import OrderedModel
 from noisynat.random import RandomStream
 
 _QUADRATURE_NODES = 48
@@ -17,7 +18,7 @@ _CERTAIN = 1e4  # a squared normal score beyond which the CDF is 0 or 1 in any p
 
 
 @dataclass(frozen=True)
-class NormalNoise:
+class NormalNoise(OrderedModel):
     """y = f + std * e, e ~ N(0, 1). ``std`` broadcasts against f (*sample, N, K)."""
 
     std: Tensor
@@ -55,7 +56,7 @@ class NormalNoise:
 
 
 @dataclass(frozen=True)
-class StudentNoise:
+class StudentNoise(OrderedModel):
     """y = f + scale * t with ``df`` degrees of freedom: normal noise, its precision's gamma integrated out.
 
     Args:
@@ -111,7 +112,7 @@ class StudentNoise:
 
 
 @dataclass(frozen=True)
-class HeteroscedasticNoise:
+class HeteroscedasticNoise(OrderedModel):
     """Noise whose standard deviation the network gives: f = (m, s), each of K columns; see :func:`log_noise_scale`.
 
     Args:

@@ -1,0 +1,106 @@
+"""Quantiles, modes and entropies of one-dimensional distributions, elementwise, from their CDF or density alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
+
+_BISECTIONS = 80
+_GOLDEN_STEPS = 60
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_NODES = 8  # of a panel's quadrature
+_MIN_PANELS, _MAX_PANELS = 32, 4096
+
+
+def quantile(cdf: Function, q: float, low: Tensor, high: Tensor) -> Tensor:
+    """The q-quantile, by bisection between ends that bracket it."""
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if bool(((middle == low) | (middle == high)).all()):
+            break
+        below = cdf(middle) < q
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def bracket(cdf: Function, q: float, low: Tensor, high: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends between which the q-quantile lies: ``low`` and ``high``, moved apart from ``width`` on until the CDF says so."""
+    low, high = low - width, high + width
+    while bool((cdf(low) > q).any()) or bool((cdf(high) < q).any()):
+        width = 2 * width
+        low, high = low - width, high + width
+    return low, high
+
+
+def mode(log_density: Function, low: Tensor, high: Tensor, scale: Tensor) -> Tensor:
+    """Where the density is highest between ``low`` and ``high``.
+
+    Args:
+        log_density: of one number per element.
+        low: lower ends.
+        high: upper ends.
+        scale: the narrowest that a peak may be, such as the smallest standard deviation of a mixture's components.
+    """
+    cells = _panels(low, high, scale)
+    step = (high - low) / cells
+    best, height = low, log_density(low)
+    for i in range(1, cells + 1):
+        at = low + i * step
+        found = log_density(at)
+        best, height = torch.where(found > height, at, best), torch.maximum(found, height)
+    left, right = torch.maximum(best - step, low), torch.minimum(best + step, high)
+    for _ in range(_GOLDEN_STEPS):  # golden-section search: one peak is left
+        a, b = right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)
+        above = log_density(a) > log_density(b)
+        left, right = torch.where(above, left, a), torch.where(above, b, right)
+    return (left + right) / 2
+
+
+def mode_of_integers(log_mass: Function, low: Tensor, high: Tensor) -> Tensor:
+    """The most probable integer from ``low`` to ``high``; the lowest, where several are."""
+    best, height = low, log_mass(low)
+    for i in range(1, int((high - low).max()) + 1):
+        at = torch.minimum(low + i, high)
+        found = log_mass(at)
+        best, height = torch.where(found > height, at, best), torch.maximum(found, height)
+    return best
+
+
+def entropy(log_density: Function, low: Tensor, high: Tensor, scale: Tensor) -> Tensor:
+    """Differential entropy -int p log p, nats, by Gauss-Legendre quadrature on panels no wider than ``scale``.
+
+    Args:
+        log_density: of one number per element.
+        low: lower ends, below which there is next to no mass.
+        high: upper ends.
+        scale: the narrowest that a peak may be.
+    """
+    panels = _panels(low, high, scale)
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    half, total = (high - low) / (2 * panels), torch.zeros_like(low)
+    for panel in range(panels):
+        middle = low + (2 * panel + 1) * half
+        for node, weight in zip(nodes, weights, strict=True):
+            log_p = log_density(middle + float(node) * half)
+            total = total - float(weight) * log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min / 2)
+    return half * total
+
+
+def entropy_of_integers(log_mass: Function, low: Tensor, high: Tensor) -> Tensor:
+    """-sum p log p, nats, over the integers from ``low`` to ``high``."""
+    total = torch.zeros_like(low)
+    for i in range(int((high - low).max()) + 1):
+        log_p = torch.where(low + i <= high, log_mass(low + i), -torch.inf)
+        total = total + torch.special.entr(log_p.exp())
+    return total
+
+
+def _panels(low: Tensor, high: Tensor, scale: Tensor) -> int:
+    widest = float(((high - low) / scale).max())
+    return min(max(math.ceil(widest), _MIN_PANELS), _MAX_PANELS)
