@@ -49,4 +49,4 @@ def expected_improvement(prediction: Predictive, best: float | Tensor, *, maximi
     if means.shape[-1] != 1:
         raise ValueError(f"expected improvement is of one output, this prediction has {means.shape[-1]}")
     gain = means.squeeze(-1) - torch.as_tensor(best, dtype=means.dtype, device=means.device)
-    return prediction.expected((gain if maximize else -gain).clamp(min=0))
+    return prediction.average((gain if maximize else -gain).clamp(min=0))

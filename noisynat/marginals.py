@@ -30,7 +30,7 @@ def quantile(cdf: Function, q: float, low: Tensor, high: Tensor) -> Tensor:
 
 
 def bracket(cdf: Function, q: float, low: Tensor, high: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends between which the q-quantile lies: ``low`` and ``high``, moved apart from ``width`` on until the CDF says so."""
+    """Ends between which the q-quantile lies: moved apart, from ``width`` on, until the CDF says so."""
     low, high = low - width, high + width
     while bool((cdf(low) > q).any()) or bool((cdf(high) < q).any()):
         width = 2 * width

@@ -25,6 +25,9 @@ class Predictive:
         observation: p(y | f).
         stream: of the random numbers of :meth:`sample`.
         weights: of the samples, (S, *replicas), positive and summing to one over S; None for equal ones.
+
+    Attributes:
+        means: E[y | f] of every sample, (S, *replicas, N, K).
     """
 
     def __init__(
@@ -33,23 +36,23 @@ class Predictive:
         self.samples = samples
         self.weights = weights
         self._observation = observation
-        self._means = observation.mean(samples)  # E[y | f]
+        self.means = observation.mean(samples)
         self._stream = stream
 
     @property
     def mean(self) -> Tensor:
         """E[y], (*replicas, N, K)."""
-        return self._expected(self._means)
+        return self.average(self.means)
 
     @property
     def epistemic_variance(self) -> Tensor:
         """Var[E[y | f]], the spread of the sampled functions, (*replicas, N, K)."""
-        return self._expected((self._means - self.mean).square())
+        return self.average((self.means - self.mean).square())
 
     @property
     def aleatoric_variance(self) -> Tensor:
         """E[Var[y | f]], the noise that no data would remove, (*replicas, N, K)."""
-        return self._expected(self._observation.variance(self.samples))
+        return self.average(self._observation.variance(self.samples))
 
     @property
     def variance(self) -> Tensor:
@@ -70,7 +73,7 @@ class Predictive:
         Raises:
             TypeError: if the targets are not classes.
         """
-        return self._expected(self._classes("probs").probs(self.samples))
+        return self.average(self._classes("probs").probs(self.samples))
 
     @property
     def mode(self) -> Tensor:
@@ -81,7 +84,7 @@ class Predictive:
         """
         if isinstance(self._observation, ClassModel):
             return self._observation.mode(self.probs)
-        low, high = self._means.amin(0), self._means.amax(0)
+        low, high = self.means.amin(0), self.means.amax(0)
         if self._ordered("mode").integers:
             return marginals.mode_of_integers(self._log_density, low.floor(), high.ceil())
         return marginals.mode(self._log_density, low, high, self._narrowest())
@@ -107,8 +110,8 @@ class Predictive:
         The entropy less the mean entropy of p(y | f_s), of :attr:`entropy`'s shape; at most log S.
         """
         if isinstance(self._observation, ClassModel):
-            return self.entropy - self._expected(self._observation.entropy(self._observation.probs(self.samples)))
-        return self.entropy - self._expected(self._ordered("mutual_information").entropy(self.samples))
+            return self.entropy - self.average(self._observation.entropy(self._observation.probs(self.samples)))
+        return self.entropy - self.average(self._ordered("mutual_information").entropy(self.samples))
 
     # --- the distribution -------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ class Predictive:
         """
         if isinstance(self._observation, ClassModel):
             return self._observation.distribution(self.probs)
-        logits = self._log_weights().unsqueeze(-1).expand_as(self._means).movedim(0, -1)
+        logits = self._log_weights().unsqueeze(-1).expand_as(self.means).movedim(0, -1)
         weights = torch.distributions.Categorical(logits=logits)
         return torch.distributions.MixtureSameFamily(weights, self._ordered("a mixture").components(self.samples))
 
@@ -157,7 +160,7 @@ class Predictive:
         integers = self._ordered("quantile").integers
         noise = self._observation.variance(self.samples).amax(0)
         width = torch.where(torch.isfinite(noise), noise, self.samples.new_ones(())).sqrt()
-        ends = marginals.bracket(self._cdf, q, self._means.amin(0), self._means.amax(0), width)
+        ends = marginals.bracket(self._cdf, q, self.means.amin(0), self.means.amax(0), width)
         found = marginals.quantile(self._cdf, q, *ends)
         return found.round() if integers else found  # the CDF of integers jumps there
 
@@ -255,14 +258,14 @@ class Predictive:
         uniform = stream.uniform((*levels.shape[:-1], count), levels) * levels[..., -1:]
         return torch.searchsorted(levels, uniform, right=True).clamp(max=len(self.samples) - 1).movedim(-1, 0)
 
-    def _expected(self, values: Tensor) -> Tensor:
-        """Weighted mean over the samples of values (S, *replicas, N) or (S, *replicas, N, K)."""
+    def average(self, values: Tensor) -> Tensor:
+        """Mean over the samples, by their weights, of values (S, *replicas, N) or (S, *replicas, N, K)."""
         if self.weights is None:
             return values.mean(0)
         return (self.weights.reshape(*self.weights.shape, *(1,) * (values.dim() - self.weights.dim())) * values).sum(0)
 
     def _cdf(self, y: Tensor) -> Tensor:
-        return self._expected(self._ordered("cdf").cdf(self.samples, y))
+        return self.average(self._ordered("cdf").cdf(self.samples, y))
 
     def _log_density(self, y: Tensor) -> Tensor:
         """Of every output alone, (*replicas, N, K)."""
@@ -286,7 +289,7 @@ class Predictive:
         return self._observation
 
     def _checked(self, y: Tensor) -> Tensor:
-        return self._observation.checked_targets(y, self._means)
+        return self._observation.checked_targets(y, self.means)
 
     def __repr__(self) -> str:
         return f"Predictive(samples={tuple(self.samples.shape)})"

@@ -44,7 +44,7 @@ class CategoricalLikelihood(Likelihood):
             raise ValueError(f"targets have shape {tuple(y.shape)}, expected class numbers {tuple(expected)}{hint}")
         if y.dtype not in _INTEGERS:
             raise TypeError(f"targets are {y.dtype}, expected integers, the numbers of classes; use y.long()")
-        if y.numel() and not (0 <= int(y.min()) and int(y.max()) < classes):
+        if y.numel() and not (int(y.min()) >= 0 and int(y.max()) < classes):
             raise ValueError(
                 f"targets lie in {int(y.min())} to {int(y.max())}, expected class numbers 0 to {classes - 1}"
             )
