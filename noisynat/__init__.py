@@ -13,6 +13,7 @@ from noisynat.likelihoods import (
     PoissonLikelihood,
     StudentTLikelihood,
 )
+from noisynat.memory import MemoryForecast, memory_forecast
 from noisynat.network import SampledFunction, VariationalNetwork
 from noisynat.optim import NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
 from noisynat.predictive import Predictive
@@ -30,6 +31,7 @@ __all__ = [
     "HeteroscedasticGaussianLikelihood",
     "History",
     "Likelihood",
+    "MemoryForecast",
     "NoisyAdam",
     "NoisyKFAC",
     "NoisyNaturalGradient",
@@ -42,5 +44,6 @@ __all__ = [
     "VariationalNetwork",
     "cosine_schedule",
     "fit",
+    "memory_forecast",
 ]
 __version__ = "0.1.0"

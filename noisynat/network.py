@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from noisynat import border
+from noisynat import border, memory
 from noisynat.curvature import fisher
 from noisynat.elbo import ELBO, expectation_of_pairs
 from noisynat.layers.base import Record, drawn_weights, recording
@@ -51,6 +51,9 @@ class VariationalNetwork(nn.Module):
         noise: how training passes are perturbed, see :mod:`noisynat.posteriors.noise`.
         replicas: train that many networks as one batch, in one or more dimensions, as (20, 5) for 5 networks on each of
             20 data sets. The first starts from ``net``'s weights, the others from fresh ones.
+        layers: names or patterns of the layers that get a posterior, as ``"head"`` or ``["blocks.*", "head"]``, where
+            ``*`` stands for any characters; all that can by default. The others stay as they are: point estimates,
+            trained along unless they are frozen.
         strict: refuse networks in which some trainable parameter would stay a point estimate.
         init: ``"weights"`` starts all replicas from ``net``'s weights.
         initial_precision: the curvature's first value, in units of one example's Fisher; the larger, the narrower the
@@ -59,8 +62,9 @@ class VariationalNetwork(nn.Module):
 
     Raises:
         TypeError: if ``num_data`` is missing.
-        ValueError: if an argument is out of range, no layer can have a posterior, an entry of ``prior`` fits no layer,
-            or ``strict`` refuses.
+        MemoryError: if the posterior would take more memory than there is, see :func:`noisynat.memory_forecast`.
+        ValueError: if an argument is out of range, no layer can have a posterior, an entry of ``prior`` or ``layers``
+            fits none, or ``strict`` refuses.
 
     Example:
         >>> import torch, noisynat
@@ -81,6 +85,7 @@ class VariationalNetwork(nn.Module):
         kl_weight: float = 1.0,
         noise: NoiseMode = "auto",
         replicas: int | Sequence[int] | None = None,
+        layers: str | Sequence[str] | None = None,
         strict: bool = False,
         init: Literal["weights"] | None = None,
         initial_precision: float = 1.0,
@@ -100,7 +105,8 @@ class VariationalNetwork(nn.Module):
         seed = derived_seed("network") if seed is None else seed
         initial, self.training_stream, self.evaluation_stream = (RandomStream(seed ^ salt) for salt in range(3))
 
-        self.net, self.layers = convert(net, self.replicas, initial, same_start=init == "weights")
+        only = [layers] if isinstance(layers, str) else layers
+        self.net, self.layers = convert(net, self.replicas, initial, same_start=init == "weights", only=only)
         if not self.layers:
             raise ValueError("no layer of this network can have a posterior: it has no trainable nn.Linear of its own")
         self._check_point_estimates(strict)
@@ -117,6 +123,9 @@ class VariationalNetwork(nn.Module):
         self, structure: Structure, priors: Sequence[GaussianPrior], noise: NoiseMode, initial_precision: float
     ) -> None:
         self.structure = structure
+        shapes = {layer.name: (layer.out_features, layer.columns) for layer in self.layers}
+        mean = self.layers[0].mean
+        memory.check(memory.forecast(shapes, structure, self.replicas.numel(), mean.element_size()), mean.device)
         posteriors = make_posteriors(
             self.layers,
             structure,

@@ -158,6 +158,33 @@ def test_layers_with_priors_of_their_own_reach_the_closed_form(structure: Any) -
     assert (blocks - covariance).norm() < tolerance * covariance.norm()
 
 
+class OnFeatures(nn.Module):
+    """A frozen body and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 5).double(), nn.Linear(5, 1).double()
+        self.body.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).tanh())
+
+
+@pytest.mark.parametrize("structure", ["dense", "kronecker"])
+def test_a_last_layer_posterior_is_linear_regression_on_the_features(structure: Any) -> None:
+    data, net = linear_data(30), OnFeatures()
+    features = net.body(data.x).tanh()
+    bnn = noisynat.VariationalNetwork(
+        net, noisynat.GaussianLikelihood(STD), posterior=structure, num_data=30, layers="head", init="weights"
+    )
+    train(bnn, data, noisynat.NoisyNaturalGradient)
+    a = torch.cat([features, torch.ones(30, 1, dtype=torch.float64)], 1)
+    covariance = torch.linalg.inv(TAU * a.T @ a + torch.eye(6, dtype=torch.float64))
+    assert_matches(bnn, (TAU * covariance @ a.T @ data.y).T, covariance)
+    assert torch.equal(bnn.net.body.weight, net.body.weight)
+    assert [layer.name for layer in bnn.layers] == ["head"]
+
+
 def test_minibatches_and_then_full_batches_reach_the_closed_form() -> None:
     data = linear_data(200)
     bnn = network(data, 1.0)

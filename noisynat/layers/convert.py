@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -66,7 +67,12 @@ class Coverage:
 
 
 def convert(
-    net: nn.Module, replicas: Sequence[int], stream: RandomStream, *, same_start: bool = False
+    net: nn.Module,
+    replicas: Sequence[int],
+    stream: RandomStream,
+    *,
+    same_start: bool = False,
+    only: Sequence[str] | None = None,
 ) -> tuple[nn.Module, list[VariationalLayer]]:
     """A copy of ``net`` whose ``nn.Linear`` layers are variational; ``net`` itself is not changed.
 
@@ -78,23 +84,22 @@ def convert(
         replicas: leading dimensions of the variational layers.
         stream: of the initial weights of all replicas but the first.
         same_start: start all replicas from ``net``'s weights.
+        only: names or patterns (``*`` for any characters) of the layers to convert; None for all.
 
     Returns:
         The converted network and its variational layers in the order of ``net.named_modules()``.
+
+    Raises:
+        ValueError: if an entry of ``only`` fits no layer that can be converted.
     """
     net = copy.deepcopy(net)
     places = Counter(id(module) for _, module in net.named_modules(remove_duplicate=False))
-    owners = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
-    read_elsewhere = {id(c) for m in net.modules() if isinstance(m, _WEIGHT_READERS) for c in m.children()}
     layers: dict[int, VariationalLayer] = {}
-    for name, module in net.named_modules():
-        private = id(module) not in read_elsewhere and all(owners[id(p)] == 1 for p in module.parameters())
-        if private and _supported(module):
-            assert isinstance(module, nn.Linear)
-            layer = VariationalLinear.from_linear(module, replicas, stream, same=same_start)
-            layer.name, layer.reused = name or "linear", places[id(module)] > 1
-            layer.train(module.training)
-            layers[id(module)] = layer
+    for name, module in convertible(net, only).items():
+        layer = VariationalLinear.from_linear(module, replicas, stream, same=same_start)
+        layer.name, layer.reused = name, places[id(module)] > 1
+        layer.train(module.training)
+        layers[id(module)] = layer
     if id(net) in layers:
         return layers[id(net)], list(layers.values())
     for parent in list(net.modules()):
@@ -102,6 +107,37 @@ def convert(
             if id(child) in layers:
                 setattr(parent, name, layers[id(child)])
     return net, list(layers.values())
+
+
+def convertible(net: nn.Module, only: Sequence[str] | None = None) -> dict[str, nn.Linear]:
+    """The layers of ``net`` that :func:`convert` would convert, by name.
+
+    Raises:
+        ValueError: if an entry of ``only`` fits none.
+    """
+    owners = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
+    read_elsewhere = {id(c) for m in net.modules() if isinstance(m, _WEIGHT_READERS) for c in m.children()}
+    able: dict[str, nn.Linear] = {}
+    for name, module in net.named_modules():
+        private = id(module) not in read_elsewhere and all(owners[id(p)] == 1 for p in module.parameters())
+        if private and _supported(module):
+            assert isinstance(module, nn.Linear)
+            able[name or "linear"] = module
+    return {name: able[name] for name in chosen(list(able), only)}
+
+
+def chosen(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
+    """The ``names`` that one of ``patterns`` fits, in their order; all of them if it is None.
+
+    Raises:
+        ValueError: if a pattern fits none.
+    """
+    if patterns is None:
+        return list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"{pattern!r} fits no layer that can have a posterior; these can: {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _supported(module: nn.Module) -> bool:

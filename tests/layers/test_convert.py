@@ -200,3 +200,46 @@ def test_coverage_prints_a_table() -> None:
     assert lines[2].split() == ["0.weight", "4x3", "12", "posterior", "diagonal"]
     assert lines[-2].split() == ["2.1.bias", "2", "2", "point", "estimate", "LayerNorm"]
     assert lines[-1] == "86.7% of the entries have a posterior"
+
+
+# --- some layers only -------------------------------------------------------------------------
+
+
+class Body(nn.Module):
+    """A body of two layers and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        (None, ["body.0", "body.2", "head"]),
+        (["head"], ["head"]),
+        (["body.*"], ["body.0", "body.2"]),
+        (["head", "*.0"], ["body.0", "head"]),
+    ],
+)
+def test_layers_by_name_or_pattern(only: list[str] | None, expected: list[str]) -> None:
+    net, layers = convert(Body(), (), RandomStream(0), only=only)
+    assert names(layers) == expected
+    plain = [name for name, module in net.named_modules() if type(module) is nn.Linear]
+    assert sorted([*plain, *expected]) == ["body.0", "body.2", "head"]
+
+
+def test_a_name_of_no_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'tail' fits no layer.*these can: body\.0, body\.2, head"):
+        convert(Body(), (), RandomStream(0), only=["head", "tail"])
+
+
+def test_a_frozen_layer_cannot_be_asked_for() -> None:
+    net = Body()
+    net.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="'head' fits no layer that can have a posterior"):
+        convert(net, (), RandomStream(0), only=["head"])
