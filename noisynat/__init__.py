@@ -3,6 +3,7 @@
 from noisynat.data import TensorBatches
 from noisynat.elbo import ELBO
 from noisynat.errors import CurvatureError, NonFiniteLossError
+from noisynat.functions import SampledFunction, SampledFunctions
 from noisynat.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -14,7 +15,7 @@ from noisynat.likelihoods import (
     StudentTLikelihood,
 )
 from noisynat.memory import MemoryForecast, memory_forecast
-from noisynat.network import SampledFunction, VariationalNetwork
+from noisynat.network import VariationalNetwork
 from noisynat.optim import NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
 from noisynat.predictive import Predictive
 from noisynat.priors import GaussianPrior
@@ -39,6 +40,7 @@ __all__ = [
     "PoissonLikelihood",
     "Predictive",
     "SampledFunction",
+    "SampledFunctions",
     "StudentTLikelihood",
     "TensorBatches",
     "VariationalNetwork",

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from noisynat import border, memory
 from noisynat.curvature import fisher
 from noisynat.elbo import ELBO, expectation_of_pairs
+from noisynat.functions import SampledFunctions
 from noisynat.layers.base import Record, drawn_weights, recording
 from noisynat.layers.convert import POINT_ESTIMATE, Coverage, convert, coverage
 from noisynat.likelihoods.base import Likelihood
 from noisynat.posteriors.base import Posterior
-from noisynat.posteriors.draws import Draw
 from noisynat.posteriors.families import STRUCTURES, Structure, make_posteriors
 from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
@@ -421,13 +421,47 @@ class VariationalNetwork(nn.Module):
         with drawn_weights(self.layers, draws):
             yield
 
-    def sample_functions(self, num_functions: int, generator: torch.Generator | None = None) -> list[SampledFunction]:
-        """Fixed draws of the function: callables x -> f (*replicas, N, K), differentiable in x."""
+    def sample_functions(self, num_functions: int, generator: torch.Generator | None = None) -> SampledFunctions:
+        """Fixed draws of the function, differentiable in x.
+
+        Args:
+            num_functions: S.
+            generator: of the random numbers; by default the network's own evaluation stream.
+
+        Returns:
+            :class:`~noisynat.SampledFunctions`: callable as x -> f (S, *replicas, N, K), or one by one.
+
+        Raises:
+            ValueError: if ``num_functions`` is not positive.
+        """
         if num_functions < 1:
             raise ValueError(f"num_functions must be at least 1, got {num_functions}")
         with torch.no_grad():
-            draws = self._sampler.draw(num_functions, self._stream(generator), single=True)
-            return [SampledFunction(self, draw) for draw in draws]
+            draws = list(self._sampler.draw(num_functions, self._stream(generator), single=True))
+        weights = [torch.stack([draw.weight for draw in of_layer]) for of_layer in zip(*draws, strict=True)]
+        means = {id(layer.mean) for layer in self.layers}
+        parameters = {name: p for name, p in self.net.named_parameters() if id(p) not in means}
+        others = {name: value.detach().clone() for name, value in [*parameters.items(), *self.net.named_buffers()]}
+        return SampledFunctions(self._sampler, weights, others)
+
+    def load_functions(self, state: dict[str, Any]) -> SampledFunctions:
+        """The functions that :meth:`noisynat.SampledFunctions.state_dict` was taken of, by a network of this shape.
+
+        Raises:
+            ValueError: if the layers or the weights' shapes are other ones.
+        """
+        weights = state["weights"]
+        expected = {layer.name: layer.mean.shape for layer in self.layers}
+        if {name: weight.shape[1:] for name, weight in weights.items()} != expected:
+            raise ValueError(
+                f"the functions are of layers {', '.join(f'{k} {tuple(w.shape[1:])}' for k, w in weights.items())}, "
+                f"this network's are {', '.join(f'{k} {tuple(shape)}' for k, shape in expected.items())}"
+            )
+        return SampledFunctions(
+            self._sampler,
+            [weights[name].to(self.layers[0].mean) for name in expected],
+            {name: value.to(self.layers[0].mean.device) for name, value in state["others"].items()},
+        )
 
     def _stream(self, generator: torch.Generator | None) -> RandomStream:
         return self.evaluation_stream if generator is None else RandomStream.wrap(generator)
@@ -473,22 +507,3 @@ class VariationalNetwork(nn.Module):
             posterior._kl_weight = state["kl_weight"]  # the curvature's state has its damping already
         self.training_stream.load_state(state["training_stream"])
         self.evaluation_stream.load_state(state["evaluation_stream"])
-
-
-class SampledFunction:
-    """One posterior draw of the network's function, fixed: the same x gives the same f, always.
-
-    Args:
-        network: whose function it is.
-        draws: weights, one per layer.
-    """
-
-    def __init__(self, network: VariationalNetwork, draws: list[Draw]) -> None:
-        self._network = network
-        self._draws = draws
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """f (*replicas, N, K) at x (N, in) or (*replicas, N, in)."""
-        network = self._network
-        x = border.with_replicas(border.checked_inputs(x, network.layers[0].mean), network.replicas)
-        return network._sampler.evaluate(x, [self._draws])[0]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from noisynat.curvature.fisher import layer_gradients
 from noisynat.layers.base import VariationalLayer, drawn_weights, recording
@@ -34,6 +36,16 @@ class FunctionSampler:
         self.net, self.layers, self.posteriors = net, tuple(layers), tuple(posteriors)
         self.replicas = self.layers[0].batch_shape
 
+    @property
+    def carries_samples(self) -> bool:
+        """Whether one forward pass takes many draws."""
+        return _carries_samples(self.net)
+
+    @property
+    def draws_at_once(self) -> int:
+        """How many draws one forward pass takes without much memory."""
+        return max(_WEIGHTS_AT_ONCE // sum(layer.mean.numel() for layer in self.layers), 1)
+
     def draw(
         self, count: int, stream: RandomStream, *, single: bool = False, controls: list[Tensor] | None = None
     ) -> Iterator[list[Draw]]:
@@ -50,8 +62,8 @@ class FunctionSampler:
         """
         if count < 1:
             raise ValueError(f"num_samples must be at least 1, got {count}")
-        vectorized = not single and _carries_samples(self.net)
-        most = max(_WEIGHTS_AT_ONCE // sum(layer.mean.numel() for layer in self.layers), 1) if vectorized else 1
+        vectorized = not single and self.carries_samples
+        most = self.draws_at_once if vectorized else 1
         for start in range(0, count, most):
             sample = (min(most, count - start),)
             drawn: dict[int, Draw] = {}
@@ -71,14 +83,21 @@ class FunctionSampler:
         """The mirror images of draws about the posterior mean."""
         return [Draw(2 * layer.mean.detach() - draw.weight) for layer, draw in zip(self.layers, draws, strict=True)]
 
-    def evaluate(self, x: Tensor, draws: Sequence[Sequence[Draw]]) -> Tensor:
-        """Outputs (S, *replicas, N, K) at x (*replicas, N, in), in evaluation mode whatever mode the network is in."""
+    def evaluate(self, x: Tensor, draws: Sequence[Sequence[Draw]], others: dict[str, Tensor] | None = None) -> Tensor:
+        """Outputs (S, *replicas, N, K) at x (*replicas, N, in), in evaluation mode whatever mode the network is in.
+
+        Args:
+            x: inputs.
+            draws: of the weights, one per layer, each with samples leading or alone.
+            others: point estimates and buffers to be used in place of the network's own, by name.
+        """
+        net = partial(functional_call, self.net, others) if others else self.net
         outputs = []
         with self._evaluation_mode():
             for draw in draws:
                 sample = draw[0].weight.shape[: draw[0].weight.dim() - 2 - len(self.replicas)]
                 with drawn_weights(self.layers, draw):
-                    f = self.net(x.expand(*sample, *x.shape))
+                    f = net(x.expand(*sample, *x.shape))
                 outputs.append(f if sample else f.unsqueeze(0))
         return torch.cat(outputs)
 
