@@ -142,7 +142,8 @@ def test_sampling_follows_the_stream_and_leaves_the_global_generator_alone(case:
     before = torch.get_rng_state()
     first, again = likelihood.sample(f, RandomStream(3)), likelihood.sample(f, RandomStream(3))
     assert torch.equal(first, again)
-    assert not torch.equal(likelihood.sample(outputs(case, 50), RandomStream(3)), first.expand(50, *first.shape))
+    many = f.expand(50, *f.shape)
+    assert not torch.equal(likelihood.sample(many, RandomStream(3)), likelihood.sample(many, RandomStream(4)))
     torch.set_rng_state(before)
     likelihood.sample(f, RandomStream(3))
     assert torch.equal(torch.get_rng_state(), before)
@@ -195,6 +196,14 @@ def test_mode_is_the_most_probable(case: Case) -> None:
     pred = prediction(case)
     drawn, distribution = pred.sample(2000), pred.distribution
     assert bool((distribution.log_prob(pred.mode) >= distribution.log_prob(drawn).amax(0) - 1e-9).all())
+
+
+def test_cdf_of_numbers_is_the_share_of_samples_up_to_there(case: Case) -> None:
+    pred = prediction(case)
+    if isinstance(pred._observation, OrderedModel):
+        y, at = pred.sample(40_000), case.truth(pred.samples[0]).sample()
+        share, error = (y <= at).double().mean(0), 5 * 0.5 / 40_000**0.5
+        assert bool(((pred.cdf(at) - share).abs() < error).all())
 
 
 def test_quantiles_of_numbers_divide_the_samples(case: Case) -> None:
