@@ -21,7 +21,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build", "results/uci_tables.md", "results/elbo_tables.md"]  # the tables are parts of pages
+exclude_patterns = ["_build", "results/*_tables.md"]  # the tables are parts of pages
 default_role = "literal"
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]

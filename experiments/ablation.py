@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments import cli, records, summary
@@ -49,7 +50,7 @@ _VARIANTS = (
     _variant("factored", "factored damping", structure="matrix_normal"),
     _variant("eigen", "eigenvalue-corrected", structure="eigen_corrected"),
     replace(METHODS["nng-full"], name="dense", title="dense from the start", start=None, share=1.0),
-    replace(METHODS["nng-full"], name="dense-long", title="dense for the last 30%"),
+    replace(METHODS["nng-full"], name="dense-long", title="dense for the last half"),
     replace(RECIPES["mix-full"], name="dense-last", title="dense for the last tenth, half the lr", members=1),
     _variant("linearized", "linearized predictive", configuration={"predictive": "linearized"}),
     _variant("free-noise", "varying noise, free from the start", noise_warmup=(0.0, 1e-9)),
@@ -114,7 +115,8 @@ def _cell(row: dict[Any, Any], key: str) -> str:
 
 
 def _screen(table: pd.DataFrame) -> Table:
-    shown = Table(title="change against the base, mean ± standard error of paired differences")
+    title = "change against the base, mean ± standard error of paired differences"
+    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     for column in ("dataset", "variant", *_FIGURES.values()):
         shown.add_column(column, justify="left" if column in ("dataset", "variant") else "right", no_wrap=True)
     for row in table.to_dict("records"):

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments import summary
@@ -92,7 +93,8 @@ def markdown(changes: pd.DataFrame, weights: pd.DataFrame, grids: Sequence[Grid]
 def screen(changes: pd.DataFrame, grids: Sequence[Grid]) -> Table:
     """For the screen: change of the test log-likelihood by rule."""
     datasets = list(changes.dataset.unique())
-    shown = Table(title="test log-likelihood against the default, mean ± standard error of paired differences")
+    title = "test log-likelihood against the default, mean ± standard error of paired differences"
+    shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     for column in ("grid", "choice", *datasets):
         shown.add_column(column, justify="left" if column in ("grid", "choice") else "right", no_wrap=True)
     for grid in grids:

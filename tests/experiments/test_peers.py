@@ -9,15 +9,27 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from experiments import peers
-from experiments.peer_methods import EXTRA, PEERS, Budget, Mixture, Peer, PeerNotInstalledError, Prediction
+from experiments.peer_methods import (
+    EXTRA,
+    PEERS,
+    Budget,
+    Mixture,
+    Peer,
+    PeerNotInstalledError,
+    Prediction,
+    gaussian_process,
+    laplace_torch,
+)
 from experiments.peer_methods.map_training import train_map
 from experiments.peer_methods.selection import select, take
 from experiments.peer_methods.stacked import StackedMLP
@@ -142,6 +154,57 @@ def test_every_peer_learns_a_line(name: str, splits: Splits, budget: Budget, tmp
     run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert run["settings"]["name"] == name
     assert {"torch", peer.distribution or "torch"} <= set(run["packages"])
+
+
+@pytest.mark.parametrize("error", ["NotPSDError", "NanError"])
+def test_gaussian_process_line_search_comes_back_from_a_refusal(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless_installed(PEERS["peer-gp"])
+    import gpytorch
+    from linear_operator.utils import errors
+
+    x = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
+    y = torch.sin(2 * x[:, 0]) + 0.1 * torch.randn(40, dtype=torch.float64)
+    _, expected = gaussian_process._fit(x, y, "rbf", 1.0, 60)
+    evaluations = []
+    objective = gpytorch.mlls.ExactMarginalLogLikelihood
+
+    class Refusing(objective):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            evaluations.append(1)
+            if len(evaluations) in (2, 5):  # the first one of a line search, and one later
+                raise getattr(errors, error)("refused")
+            return super().forward(*args, **kwargs)
+
+    monkeypatch.setattr(gpytorch.mlls, "ExactMarginalLogLikelihood", Refusing)
+    _, evidence = gaussian_process._fit(x, y, "rbf", 1.0, 60)
+    assert len(evaluations) > 5
+    assert evidence == pytest.approx(expected, abs=1e-4)
+
+
+def test_gaussian_process_noise_is_at_least_that_of_rounding(budget: Budget) -> None:
+    """Repeated rows have equal rounded targets: the marginal likelihood is for vanishing noise."""
+    skip_unless_installed(PEERS["peer-gp"])
+    x = torch.randn(1, 30, 3).repeat(1, 2, 1)
+    y = torch.randn(1, 30, 1).round().repeat(1, 2, 1)
+    splits = Splits("grades", x, y, x[:, :5], y[:, :5], torch.zeros(1), torch.ones(1))
+    (prediction,) = gaussian_process.predictions(splits, budget)
+    assert float(prediction.chosen["noise_std"]) > 0.999 / math.sqrt(12)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the package
+def test_laplace_is_computed_in_float64(splits: Splits, budget: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With next to no noise, the posterior precision is not positive definite in single precision."""
+    skip_unless_installed(PEERS["peer-laplace-full"])
+
+    def all_but_noiseless(*args: Any, **kwargs: Any) -> tuple[StackedMLP, Tensor]:
+        nets, log_std = train_map(*args, **kwargs)
+        return nets, torch.full_like(log_std, math.log(1e-6))
+
+    monkeypatch.setattr(laplace_torch, "train_map", all_but_noiseless)
+    for prediction in laplace_torch.predictions(splits, budget, tuning_steps=1):
+        assert prediction.mixture.mean.dtype == prediction.mixture.std.dtype == torch.float64
+        assert math.isfinite(float(prediction.chosen["log_evidence_per_datum"]))
+        assert prediction.mixture.std.isfinite().all()
 
 
 def test_an_absent_package_names_the_extra(splits: Splits, budget: Budget, tmp_path: Path) -> None:
