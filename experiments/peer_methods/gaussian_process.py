@@ -50,7 +50,7 @@ def predictions(
         started = time.perf_counter()
         x, y = splits.x_train[r].double(), splits.y_train[r, :, 0].double()
         with gpytorch.settings.fast_computations(False, False, False), gpytorch.settings.max_cholesky_size(len(x) + 1):
-            fits = [(kernel, *_fit(x, y, kernel, scale, iterations)) for kernel in kernels for scale in scales]
+            fits = [(kernel, *fit(x, y, kernel, scale, iterations)) for kernel in kernels for scale in scales]
             kernel, model, evidence = max(fits, key=lambda fit: fit[2])
             seconds = time.perf_counter() - started
             model.eval()
@@ -93,7 +93,7 @@ def _model(x: Tensor, y: Tensor, kernel: str, scale: float) -> Any:
     return model
 
 
-def _fit(x: Tensor, y: Tensor, kernel: str, scale: float, iterations: int) -> tuple[Any, float]:
+def fit(x: Tensor, y: Tensor, kernel: str, scale: float, iterations: int) -> tuple[Any, float]:
     """The model at a maximum of the log marginal likelihood, and that per datum (nats).
 
     A line search may try a signal variance so large that the noise is lost in rounding, or a length scale that

@@ -164,7 +164,7 @@ def test_gaussian_process_line_search_comes_back_from_a_refusal(error: str, monk
 
     x = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
     y = torch.sin(2 * x[:, 0]) + 0.1 * torch.randn(40, dtype=torch.float64)
-    _, expected = gaussian_process._fit(x, y, "rbf", 1.0, 60)
+    _, expected = gaussian_process.fit(x, y, "rbf", 1.0, 60)
     evaluations = []
     objective = gpytorch.mlls.ExactMarginalLogLikelihood
 
@@ -176,7 +176,7 @@ def test_gaussian_process_line_search_comes_back_from_a_refusal(error: str, monk
             return super().forward(*args, **kwargs)
 
     monkeypatch.setattr(gpytorch.mlls, "ExactMarginalLogLikelihood", Refusing)
-    _, evidence = gaussian_process._fit(x, y, "rbf", 1.0, 60)
+    _, evidence = gaussian_process.fit(x, y, "rbf", 1.0, 60)
     assert len(evaluations) > 5
     assert evidence == pytest.approx(expected, abs=1e-4)
 
