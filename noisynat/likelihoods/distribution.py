@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ class DistributionLikelihood(Likelihood):
     """
 
     has_hessian_root = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.has_hessian_root = cls.hessian_root is not DistributionLikelihood.hessian_root
 
     @abstractmethod
     def distribution(self, f: Tensor) -> Distribution:
