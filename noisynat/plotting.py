@@ -267,12 +267,15 @@ def posterior_matrix(
             shown = _array(correlation)
     ax = _axes(ax)
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
 
     top = float(shown.max())
     scale: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1.0, "vmax": 1.0}
     if kind == "precision":
         scale = {"cmap": "viridis", "norm": LogNorm(max(float(shown.min()), top / 1e6), top)}
         shown = shown.clip(top / 1e6)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     image = ax.imshow(shown, interpolation="nearest", **scale)
     bar = ax.get_figure(root=True).colorbar(image, ax=ax)  # type: ignore[union-attr]
     bar.set_label("correlation" if kind == "correlation" else "|precision|")
@@ -299,7 +302,7 @@ def coverage_table(coverage: Coverage, ax: Axes | None = None) -> Axes:
         [row.name, "x".join(map(str, row.shape)) or "scalar", str(row.count), row.kind, row.detail] for row in coverage
     ]
     colors = [["white" if row.kind == POSTERIOR else f"{ORANGE}66"] * len(header) for row in coverage]
-    table = ax.table(rows, cellColours=colors, colLabels=header, cellLoc="left", colLoc="left", loc="center")
+    table = ax.table(rows, cellColours=colors, colLabels=header, cellLoc="left", colLoc="left", loc="upper center")
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.auto_set_column_width(list(range(len(header))))
