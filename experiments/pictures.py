@@ -142,9 +142,9 @@ def classification(path: Path, epochs: int) -> None:
         (information, "mutual_information", prediction.mutual_information),
     ):
         _map(axes, across, up, values)
-        for number, (marker, color) in enumerate((("o", plotting.ORANGE), ("s", plotting.RED))):
+        for number, (marker, color) in enumerate((("o", "white"), ("s", plotting.RED))):
             axes.plot(
-                *x[y == number].T, marker, color=color, markersize=2.5, markeredgecolor="white", markeredgewidth=0.3
+                *x[y == number].T, marker, color=color, markersize=3, markeredgecolor="black", markeredgewidth=0.3
             )
         axes.set(title=name, xlabel="first input", ylabel="second input")
     x_test, y_test = moons(2000, seed=1)

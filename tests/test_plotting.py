@@ -165,7 +165,7 @@ def test_elbo_of_replicas_is_a_line_in_a_shade(ax: Axes) -> None:
 @pytest.mark.parametrize("structure", ["kronecker", "dense", "mean_field"])
 @pytest.mark.parametrize("kind", ["correlation", "precision"])
 def test_heat_map_is_the_matrix(ax: Axes, structure: Any, kind: Any) -> None:
-    bnn = network(structure) if structure == "mean_field" else trained(structure)[0]
+    bnn = network(structure) if structure == "mean_field" else trained(structure, epochs=10)[0]
     posterior = bnn.posteriors[0]
     plotting.posterior_matrix(posterior, ax, kind=kind)
     covariance = posterior.covariance().detach().double().numpy()
@@ -181,7 +181,7 @@ def test_heat_map_is_the_matrix(ax: Axes, structure: Any, kind: Any) -> None:
 
 
 def test_heat_map_of_one_replica(ax: Axes) -> None:
-    posterior = trained(replicas=(2, 3))[0].posteriors[1]
+    posterior = trained(epochs=10, replicas=(2, 3))[0].posteriors[1]
     plotting.posterior_matrix(posterior, ax, kind="precision", replica=(1, 2))
     expected = torch.linalg.inv(posterior.covariance()[1, 2].detach().double()).abs()
     np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), expected.clamp(expected.max() / 1e6), rtol=1e-3)

@@ -85,8 +85,11 @@ class DistributionModel(OrderedModel):
         return log_prob.sum(-1)
 
     def cdf(self, f: Tensor, y: Tensor) -> Tensor:
-        cdf: Tensor = self.distribution(f).cdf(y)
-        return cdf
+        """0 below the support and 1 above, where torch's own raises and a search for quantiles may look."""
+        law = self.distribution(f)
+        inside: Tensor = law.support.check(y)  # type: ignore[union-attr]
+        cdf: Tensor = law.cdf(torch.where(inside, y, law.mean))
+        return torch.where(inside, cdf, (y > law.mean).to(cdf.dtype))
 
     def sample(self, f: Tensor, stream: RandomStream) -> Tensor:
         return drawn(self.distribution(f), stream, f.device)
