@@ -1,8 +1,8 @@
 """Scores of predictions as ``torchmetrics`` metrics that take a :class:`~noisynat.Predictive` and targets.
 
-They add up over batches: the result is that of all rows at once, whatever the batches. With replicas the result has a
-number for each, (*replicas,). What torchmetrics has itself, it has better: give it ``prediction.mean``,
-``prediction.probs`` or ``prediction.mode``.
+They add up over batches: the result is that of all rows at once, whatever the batches, but for :class:`CRPS` where it
+draws. With replicas the result has a number for each, (*replicas,); the calibration error is of one network. Metrics
+that torchmetrics has itself take ``prediction.mean``, ``prediction.probs`` or ``prediction.mode``.
 
 Needs the extra ``noisynat[metrics]``: torchmetrics, and for :class:`CRPS` scoringrules; without the first, importing
 this module raises ImportError.
@@ -117,9 +117,9 @@ class MixtureNLL(MeanOverRows):
 class CRPS(MeanOverRows):
     """Mean continuous ranked probability score, in the targets' units (Gneiting and Raftery 2007, section 4.2).
 
-    Exact for mixtures of normal distributions. Others are scored on draws, with a standard error for every row of
-    about half a standard deviation of y over the root of their number. Several outputs are scored one by one and
-    averaged.
+    Exact for mixtures of normal distributions. Others are scored on draws, with a standard error for every row of about
+    half a standard deviation of y over the root of their number, twice that for outliers. Several outputs are scored
+    one by one and averaged.
 
     Args:
         scale: standard deviation that the targets were divided by, a number or (K,).

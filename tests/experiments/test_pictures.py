@@ -12,7 +12,7 @@ from experiments import pictures
 
 @pytest.mark.slow
 def test_pictures_are_written(tmp_path: Path) -> None:
-    pictures.main(tmp_path / "pictures", epochs=20)
+    pictures.main(tmp_path / "pictures", epochs=5)
     for name in ("regression", "training", "classification"):
         assert (tmp_path / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
