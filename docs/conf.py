@@ -44,7 +44,7 @@ html_title = f"noisynat {release}"
 
 # In docstrings, the star of a shape such as (*batch, n, n) opens no emphasis, and the bars of log|C| no
 # substitution. Literals and code are left as they are.
-_LITERAL_OR_SIGN = re.compile(r"(``.*?``|`[^`]*`)|(?<=[(\[,\s])\*(?=[A-Za-z]\w*[,)\[\]])|(?<!\\)\|")
+_LITERAL_OR_SIGN = re.compile(r"(``.*?``|`[^`]*`)|(?<=[(\[,\s])\*(?=(?:[A-Za-z]\w*)?[,)\[\]])|(?<!\\)\|")
 
 
 def _escape_signs(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

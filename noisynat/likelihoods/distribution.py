@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ class DistributionLikelihood(Likelihood):
     """
 
     has_hessian_root = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.has_hessian_root = cls.hessian_root is not DistributionLikelihood.hessian_root
 
     @abstractmethod
     def distribution(self, f: Tensor) -> Distribution:
@@ -80,8 +85,11 @@ class DistributionModel(OrderedModel):
         return log_prob.sum(-1)
 
     def cdf(self, f: Tensor, y: Tensor) -> Tensor:
-        cdf: Tensor = self.distribution(f).cdf(y)
-        return cdf
+        """0 below the support and 1 above, where torch's own raises and a search for quantiles may look."""
+        law = self.distribution(f)
+        inside: Tensor = law.support.check(y)  # type: ignore[union-attr]
+        cdf: Tensor = law.cdf(torch.where(inside, y, law.mean))
+        return torch.where(inside, cdf, (y > law.mean).to(cdf.dtype))
 
     def sample(self, f: Tensor, stream: RandomStream) -> Tensor:
         return drawn(self.distribution(f), stream, f.device)

@@ -18,8 +18,6 @@ class PoissonLikelihood(DistributionLikelihood):
     Shapes: outputs and targets (*replicas, B, K); targets are whole numbers from 0 on.
     """
 
-    has_hessian_root = True
-
     def distribution(self, f: Tensor) -> torch.distributions.Poisson:
         return torch.distributions.Poisson(f.exp(), validate_args=False)
 

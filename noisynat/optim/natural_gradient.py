@@ -79,6 +79,8 @@ class NoisyNaturalGradient(Optimizer):
         _check_options(lr, betas, damping, kl_clip, point_lr, whole)
         if fisher not in (None, *FISHER_KINDS):
             raise ValueError(f"fisher is one of {', '.join(FISHER_KINDS)} or None, got {fisher!r}")
+        if fisher == "ggn" and not network.likelihood.has_hessian_root:
+            raise ValueError(f"{type(network.likelihood).__name__} has no hessian_root: use fisher='mc'")
         if param_groups is None:
             param_groups = [{"params": [layer.mean for layer in network.layers]}]
             if network.point_estimates():
