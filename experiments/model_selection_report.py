@@ -106,7 +106,10 @@ def screen(changes: pd.DataFrame, grids: Sequence[Grid]) -> Table:
 
 
 def figure(changes: pd.DataFrame, grids: Sequence[Grid], path: Path) -> None:
-    """A panel per data set: change of the test log-likelihood by grid and rule, with two standard errors."""
+    """A panel per data set: change of the test log-likelihood by grid and rule, with two standard errors.
+
+    Linear within 0.1 nats, logarithmic beyond.
+    """
     datasets = list(changes.dataset.unique())
     columns = min(len(datasets), 2)
     rows = -(-len(datasets) // columns)
@@ -127,6 +130,8 @@ def figure(changes: pd.DataFrame, grids: Sequence[Grid], path: Path) -> None:
                         linewidth=1, color=color, label=label,
                     )  # fmt: skip
         axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        axes.set_xscale("symlog", linthresh=0.1)  # some choices lose a nat and more
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_yticks(range(len(grids)), [grid.name for grid in grids])
         axes.set_title(dataset, fontsize="medium")
         axes.grid(alpha=0.3, axis="x")
