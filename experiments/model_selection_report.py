@@ -101,7 +101,7 @@ def screen(changes: pd.DataFrame, grids: Sequence[Grid]) -> Table:
         mine = changes[(changes.grid == grid.name) & (changes.kind == "rule")]
         for name in mine.name.unique():
             cells = [_cell(row).strip("*") for row in _rows(mine, datasets, name=name)]
-            shown.add_row(grid.name, RULES[name][0], *cells)
+            shown.add_row(grid.name, name, *cells)
     return shown
 
 
