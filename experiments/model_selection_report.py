@@ -101,12 +101,15 @@ def screen(changes: pd.DataFrame, grids: Sequence[Grid]) -> Table:
         mine = changes[(changes.grid == grid.name) & (changes.kind == "rule")]
         for name in mine.name.unique():
             cells = [_cell(row).strip("*") for row in _rows(mine, datasets, name=name)]
-            shown.add_row(grid.name, RULES[name][0], *cells)
+            shown.add_row(grid.name, name, *cells)
     return shown
 
 
 def figure(changes: pd.DataFrame, grids: Sequence[Grid], path: Path) -> None:
-    """A panel per data set: change of the test log-likelihood by grid and rule, with two standard errors."""
+    """A panel per data set: change of the test log-likelihood by grid and rule, with two standard errors.
+
+    Linear within 0.1 nats, logarithmic beyond.
+    """
     datasets = list(changes.dataset.unique())
     columns = min(len(datasets), 2)
     rows = -(-len(datasets) // columns)
@@ -127,6 +130,8 @@ def figure(changes: pd.DataFrame, grids: Sequence[Grid], path: Path) -> None:
                         linewidth=1, color=color, label=label,
                     )  # fmt: skip
         axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        axes.set_xscale("symlog", linthresh=0.1)  # some choices lose a nat and more
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_yticks(range(len(grids)), [grid.name for grid in grids])
         axes.set_title(dataset, fontsize="medium")
         axes.grid(alpha=0.3, axis="x")
