@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,7 +84,9 @@ class BayesianMLP(BaseEstimator, ABC):
         """Train from the beginning on validated data, whose targets are known to :meth:`_encoded`."""
         network, plan = self._started(X)
         x, targets = self._inputs(X).float(), self._encoded(y)
-        network, columns, self._optimizer_state = course.train(network, x, targets, plan, self._seed, bool(self.verbose))
+        network, columns, self._optimizer_state = course.train(
+            network, x, targets, plan, self._seed, bool(self.verbose)
+        )
         elbo = network.elbo(x, targets, num_samples=100 if len(x) < 4000 else 20)
         self.mixture_weights_ = torch.softmax(_SHARPNESS * elbo.per_datum, -1).numpy()
         self.elbo_ = float(self.mixture_weights_ @ elbo.total.numpy()) + len(x) * self._log_jacobian()
@@ -95,18 +98,18 @@ class BayesianMLP(BaseEstimator, ABC):
     def _fit_on(self, X: np.ndarray, y: np.ndarray, *, first: bool) -> Self:
         """Go on by one pass over validated data."""
         if first:
-            network, plan = self._started(X)
+            network, _ = self._started(X)
             self.mixture_weights_ = np.full(self.n_networks, 1 / self.n_networks)
             self._progress, self._optimizer_state = 0.0, None
         else:
-            network, plan = self.network_.float(), self._course(len(X))
+            network = self.network_.float()
             self.n_samples_seen_ += len(X)
             network.num_data = self.n_samples_seen_
         columns, self._progress, self._optimizer_state = course.train_on(
             network,
             self._inputs(X).float(),
             self._encoded(y),
-            plan,
+            replace(self._course(len(X)), pace=1.0),
             self._progress,
             self._optimizer_state,
             self._seed + self.n_samples_seen_,
@@ -155,8 +158,11 @@ class BayesianMLP(BaseEstimator, ABC):
         )
 
     def _sizes(self) -> list[int]:
-        hidden = self.hidden_layer_sizes
-        return [self.n_features_in_, *([hidden] if isinstance(hidden, Integral) else hidden), self._outputs()]
+        return [self.n_features_in_, *self._hidden(), self._outputs()]
+
+    def _hidden(self) -> list[int]:
+        sizes = self.hidden_layer_sizes
+        return list(sizes) if isinstance(sizes, Iterable) else [sizes]
 
     def _inputs(self, X: np.ndarray) -> Tensor:
         """Standardized, float64."""
@@ -191,9 +197,8 @@ class BayesianMLP(BaseEstimator, ABC):
                 continue
             if not _is_positive_whole(value):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-        hidden = self.hidden_layer_sizes
-        if not all(map(_is_positive_whole, [hidden] if isinstance(hidden, Integral) else hidden)):
-            raise ValueError(f"hidden_layer_sizes must be positive whole numbers, got {hidden!r}")
+        if not all(map(_is_positive_whole, self._hidden())):
+            raise ValueError(f"hidden_layer_sizes must be positive whole numbers, got {self.hidden_layer_sizes!r}")
         if not isinstance(self.learning_rate_init, Real) or not 0 < self.learning_rate_init < float("inf"):
             raise ValueError(f"learning_rate_init must be a positive number, got {self.learning_rate_init!r}")
         for name, names in {"activation": course.ACTIVATIONS, "posterior": course.STRUCTURES}.items():

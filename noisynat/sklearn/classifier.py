@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.special import logsumexp
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
@@ -209,7 +210,7 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
             for number in range(len(self.classes_)):
                 y = torch.full((len(x[rows]),), number)
                 result[rows, number] = predictive.log_prob(y.unsqueeze(-1) if self._outputs() == 1 else y)
-        return result
+        return result - logsumexp(result, axis=1, keepdims=True)  # by rounding, the sum of probabilities is not one
 
     def log_likelihood(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """Log probability of every example's class, nats, (n,); its mean is minus the log loss.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ DENSE_UP_TO = 1500
 """Weights of a network, above which ``posterior="auto"`` leaves out the dense finish."""
 
 _MOST_STEPS, _FEWEST_STEPS, _STEPS_PER_EXAMPLE = 4000, 400, 15
+_FASTEST = 10.0  # the square of the pace
 _DENSE_SHARE = 0.1  # of the epochs
 _KL_START = 0.1
 _NOISE_WARMUP = (0.4, 0.8)
 _SLOWEST = 0.1  # of learning rates: the last one of a stream, and of the curvature's in any training
-_DENSE = {"damping": 0.0, "refresh_every": 40, "stats_every": 8, "stats_examples": 64, "kl_clip": 1e-4}
-_DENSE_BETAS = (0.9, 0.96)
+_DENSE: dict[str, Any] = {
+    "betas": (0.9, 0.96), "damping": 0.0, "kl_clip": 1e-4, "stats_every": 8, "stats_examples": 64, "refresh_every": 40,
+}  # fmt: skip
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
     "logistic": nn.Sigmoid,
@@ -44,9 +47,12 @@ class Course:
     Args:
         batch_size: examples per step, at most.
         epochs: passes over the data in one ``fit``.
-        learning_rate: the first one; the dense finish begins with half of it.
+        learning_rate: the first one, of a course of 4,000 steps; the dense finish begins with half of it.
         structure: of the posterior until the finish.
         dense_finish: whether there is one.
+        pace: the square root of how much shorter the course is than 4,000 steps. Learning rates grow with it, and the
+            bound of a step and the step of the curvature's average with its square: else the mean would not arrive,
+            and the covariance would remember how it was initialized.
     """
 
     batch_size: int
@@ -54,6 +60,7 @@ class Course:
     learning_rate: float
     structure: Structure
     dense_finish: bool
+    pace: float
 
     @classmethod
     def for_size(
@@ -79,12 +86,14 @@ class Course:
         steps = min(_MOST_STEPS, max(_FEWEST_STEPS, _STEPS_PER_EXAMPLE * examples))
         batch_size = batch_size or (32 if examples < 4000 else 128 if examples < 20_000 else 512)
         batches = -(-examples // batch_size)
+        epochs = epochs or max(round(steps / batches), 1)
         return cls(
             batch_size=batch_size,
-            epochs=epochs or max(round(steps / batches), 1),
+            epochs=epochs,
             learning_rate=learning_rate,
             structure="kronecker" if posterior in ("auto", "dense") else posterior,  # type: ignore[arg-type]
             dense_finish=posterior == "dense" or (posterior == "auto" and weights <= DENSE_UP_TO),
+            pace=min(max(_MOST_STEPS / (epochs * batches), 1.0), _FASTEST) ** 0.5,
         )
 
     def noise_step(self, examples: int) -> float:
@@ -99,7 +108,7 @@ def make_net(sizes: Sequence[int], activation: str, seed: int) -> nn.Sequential:
     """
     generator = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in pairwise(sizes):
         layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
         for parameter in layer.parameters():
             parameter.data.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
@@ -109,7 +118,7 @@ def make_net(sizes: Sequence[int], activation: str, seed: int) -> nn.Sequential:
 
 def count_weights(sizes: Sequence[int]) -> int:
     """Weights and biases of a stack of layers of ``sizes``."""
-    return sum((inputs + 1) * outputs for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True))
+    return sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
 
 
 def train(
@@ -201,11 +210,17 @@ def train_on(
 
 def optimizer_for(network: noisynat.VariationalNetwork, course: Course) -> noisynat.NoisyNaturalGradient:
     """The optimizer of the network's posterior."""
+    lr = course.pace * course.learning_rate
     if network.structure == "dense":
-        return noisynat.NoisyNaturalGradient(
-            network, lr=course.learning_rate / 2, betas=_DENSE_BETAS, **_DENSE  # type: ignore[arg-type]
-        )
-    return noisynat.NoisyNaturalGradient(network, lr=course.learning_rate, refresh_every=20)
+        return noisynat.NoisyNaturalGradient(network, lr=lr / 2, **_DENSE)
+    square = course.pace**2
+    return noisynat.NoisyNaturalGradient(
+        network,
+        lr=lr,
+        betas=(0.9, 1 - 0.01 * square),
+        kl_clip=1e-3 * square,
+        refresh_every=round(20 / course.pace),
+    )
 
 
 def _batches(
