@@ -33,6 +33,7 @@ class BayesianMLP(BaseEstimator, ABC):
 
     network_: noisynat.VariationalNetwork
     n_features_in_: int
+    _optimizer_state: dict[str, Any] | None
 
     def __init__(
         self,
@@ -210,7 +211,7 @@ class BayesianMLP(BaseEstimator, ABC):
 
 
 def _is_positive_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def seed_of(random_state: int | np.random.RandomState | None) -> int:
