@@ -21,7 +21,8 @@ from noisynat.posteriors.families import Structure
 DENSE_UP_TO = 1500
 """Weights of a network, above which ``posterior="auto"`` leaves out the dense finish."""
 
-_MOST_STEPS, _FEWEST_STEPS, _STEPS_PER_EXAMPLE = 4000, 400, 15
+_MOST_STEPS, _FEWEST_STEPS = 4000, 200
+_FEW = 267  # examples, below which there are fewer steps
 _FASTEST = 10.0  # the square of the pace
 _DENSE_SHARE = 0.1  # of the epochs
 _KL_START = 0.1
@@ -73,7 +74,7 @@ class Course:
         learning_rate: float = 0.02,
         posterior: str = "auto",
     ) -> Course:
-        """About 4,000 steps, of few examples 15 steps an example; batches of 32 to 512, the larger the more examples.
+        """About 4,000 steps, of fewer than 267 examples as their square; batches of 32 to 512.
 
         Args:
             examples: N.
@@ -83,7 +84,7 @@ class Course:
             learning_rate: as for the class.
             posterior: one of :data:`STRUCTURES`.
         """
-        steps = min(_MOST_STEPS, max(_FEWEST_STEPS, _STEPS_PER_EXAMPLE * examples))
+        steps = max(_FEWEST_STEPS, round(_MOST_STEPS * min(examples / _FEW, 1.0) ** 2))
         batch_size = batch_size or (32 if examples < 4000 else 128 if examples < 20_000 else 512)
         batches = -(-examples // batch_size)
         epochs = epochs or max(round(steps / batches), 1)
