@@ -202,6 +202,8 @@ def test_partial_fit_counts_and_narrows() -> None:
     assert (model.n_samples_seen_, model.network_.num_data, model.n_iter_) == (90, 90, 2)
     assert len(model.elbo_history_) == len(model.loss_curve_) == 2
     assert model.network_.likelihood.num_data == 90
+    assert model._optimizer_state is not None
+    assert model._optimizer_state["param_groups"][0]["steps"] == 3  # two batches, and one
     assert model.network_.posteriors[0].variances()[0].mean() < before
     np.testing.assert_array_equal(model.x_scaler_.scale_, scale)
     with pytest.raises(ValueError, match="training began with targets"):
