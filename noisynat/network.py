@@ -92,7 +92,7 @@ class VariationalNetwork(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_data = border.checked_num_data(num_data)
+        self._num_data = border.checked_num_data(num_data)
         self._kl_weight = border.checked_kl_weight(kl_weight)
         if posterior not in STRUCTURES:
             raise ValueError(f"posterior is one of {', '.join(STRUCTURES)}; got {posterior!r}")
@@ -194,6 +194,22 @@ class VariationalNetwork(nn.Module):
         self._kl_weight = border.checked_kl_weight(value)
         for posterior in self.posteriors:
             posterior.kl_weight = value
+
+    @property
+    def num_data(self) -> int:
+        """N, the number of training examples. Setting it, as data come in, narrows or widens every posterior at once.
+
+        The curvature is an average over examples and stays; what N multiplies or divides follows: the covariance, the
+        prior's weight, and the noise's posterior. A ``"mean_field"`` covariance is a parameter, which training adapts.
+        """
+        return self._num_data
+
+    @num_data.setter
+    def num_data(self, value: int) -> None:
+        self._num_data = border.checked_num_data(value)
+        for posterior in self.posteriors:
+            posterior.num_data = self._num_data
+        self.likelihood.num_data = self._num_data  # type: ignore[assignment]
 
     @property
     def posteriors(self) -> tuple[Posterior, ...]:

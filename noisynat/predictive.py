@@ -64,6 +64,17 @@ class Predictive:
         """Standard deviation of y, (*replicas, N, K)."""
         return self.variance.sqrt()
 
+    @property
+    def covariance(self) -> Tensor:
+        """Cov[y] of every output over all N inputs together, (*replicas, K, N, N); its diagonal is the variance.
+
+        The spread of the sampled functions, of rank S - 1, and the noise, which is uncorrelated between inputs.
+        """
+        deviations = (self.means - self.mean).mT  # (S, *replicas, K, N)
+        weights = self._log_weights().exp().unsqueeze(-1)
+        weighted = (weights * deviations).movedim(0, -1)  # (*replicas, K, N, S)
+        return weighted @ deviations.movedim(0, -2) + torch.diag_embed(self.aleatoric_variance.mT)
+
     # --- uncertainty ------------------------------------------------------------------------------
 
     @property

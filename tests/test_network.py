@@ -506,3 +506,19 @@ def test_the_prior_variance_is_a_variance() -> None:
     """Sigma^-1 = N C + 1 / eta, at C = I."""
     bnn = make(prior=noisynat.GaussianPrior(variance=0.01))
     torch.testing.assert_close(bnn.posteriors[0].variances()[0], torch.full((5, 4), 1 / (N + 100)))
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "eigen_corrected", "dense"])
+def test_setting_the_number_of_data_changes_the_covariance_at_once(structure: Any) -> None:
+    """Sigma^-1 = N C + 1 / eta, and the KL and the noise's posterior go along."""
+    bnn = make(posterior=structure, likelihood=noisynat.GaussianLikelihood())
+    train(bnn)
+    q = bnn.posteriors[0]
+    eye = torch.eye(q.dim)
+    curvature, kl = torch.linalg.inv(q.covariance()) - eye, q.kl_divergence().item()
+    bnn.num_data = 4 * N
+    torch.testing.assert_close(torch.linalg.inv(q.covariance()), 4 * curvature + eye, rtol=1e-3, atol=1e-3)
+    assert q.kl_divergence().item() > kl
+    assert float(bnn.likelihood.shape) == 6 + 4 * N * 2 / 2  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="positive whole number"):
+        bnn.num_data = 0

@@ -280,3 +280,21 @@ def test_targets_of_another_shape_raise(shape: tuple[int, ...]) -> None:
     pred = network().predict(torch.randn(4, 3), num_samples=2)
     with pytest.raises(ValueError, match="expected"):
         pred.log_prob(torch.zeros(shape))
+
+
+# --- covariance between inputs ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_covariance_between_inputs(weighted: bool) -> None:
+    f = torch.randn(9, 2, 3, 2, dtype=torch.float64)  # two replicas
+    weights = torch.rand(9, 2, dtype=torch.float64) if weighted else torch.ones(9, 2, dtype=torch.float64)
+    weights = weights / weights.sum(0)
+    pred = noisynat.Predictive(f, NormalNoise(STD), RandomStream(0), weights if weighted else None)
+    assert pred.covariance.shape == (2, 2, 3, 3)
+    for replica in range(2):
+        for output in range(2):
+            own, by = f[:, replica, :, output].numpy(), weights[:, replica].numpy()
+            expected = np.cov(own.T, aweights=by, bias=True) + 0.4**2 * np.eye(3)
+            np.testing.assert_allclose(pred.covariance[replica, output].numpy(), expected)
+    torch.testing.assert_close(pred.covariance.diagonal(dim1=-2, dim2=-1).mT, pred.variance)

@@ -47,7 +47,7 @@ class Posterior(nn.Module, ABC):
         self._layers = tuple(layers)  # a plain tuple: the network owns the layers
         self.structure = structure
         self.priors = tuple(priors)
-        self.num_data = num_data
+        self._num_data = num_data
         self._kl_weight = kl_weight
         self.noise_mode = noise_mode
         self.batch_shape = self._layers[0].batch_shape
@@ -98,6 +98,15 @@ class Posterior(nn.Module, ABC):
     @kl_weight.setter
     def kl_weight(self, value: float) -> None:
         self._kl_weight = value
+
+    @property
+    def num_data(self) -> int:
+        """N, the number of training examples."""
+        return self._num_data
+
+    @num_data.setter
+    def num_data(self, value: int) -> None:
+        self._num_data = value
 
     @property
     def dim(self) -> int:

@@ -90,6 +90,16 @@ class NaturalPosterior(Posterior):
         self._kl_weight = value
         self.curvature.redamp(self._damping())
 
+    @property
+    def num_data(self) -> int:
+        """N; setting it moves the covariance as setting kl_weight does."""
+        return self._num_data
+
+    @num_data.setter
+    def num_data(self, value: int) -> None:
+        self._num_data = value
+        self.curvature.redamp(self._damping())
+
     # --- what the optimizer asks ------------------------------------------------------------------
 
     def accumulate(self, activations: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
