@@ -32,7 +32,7 @@ from experiments.runs import Configuration, figures_of, plain, train
 from noisynat import acquisition
 
 _MODULE = "experiments.active_learning"
-_DATASETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "wine", "yacht")
+_DATASETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "protein", "wine", "yacht")
 _METHODS = ("bbb", "nng-ffg", "nng-kron", "nng-full")
 STRATEGIES = ("random", "active")
 _SCORED_AT_ONCE = 2000  # rows of the pool
