@@ -23,6 +23,7 @@ from experiments.peer_methods.mixture import Mixture
 from experiments.protocol import Splits
 
 _BATCH = 2048
+_PREDICTED_AT_ONCE = 512  # the package's memory for a prediction grows with the square of the examples
 
 
 def predictions(
@@ -79,8 +80,10 @@ def predictions(
         evidence = _tune(posterior, prior_precision, log_std[r].double(), tuning_steps, tuning_lr)
         seconds = training + time.perf_counter() - started
         with torch.no_grad():
-            mean, variance = posterior(splits.x_test[r].double(), pred_type="glm")
-            std = (variance[:, 0, 0] + posterior.sigma_noise.square()).sqrt()
+            chunks = splits.x_test[r].double().split(_PREDICTED_AT_ONCE)
+            means, variances = zip(*(posterior(x, pred_type="glm") for x in chunks), strict=True)
+            mean = torch.cat(means)
+            std = (torch.cat(variances)[:, 0, 0] + posterior.sigma_noise.square()).sqrt()
         chosen = {"noise_std": float(posterior.sigma_noise), "log_evidence_per_datum": evidence / splits.num_train}
         yield Prediction(Mixture(mean.T, std[None]), seconds, chosen)
 
