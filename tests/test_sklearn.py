@@ -147,13 +147,14 @@ def test_noise_can_be_constant() -> None:
 
 
 def test_it_learns_a_curve_without_tuning() -> None:
-    model = BayesianMLPRegressor(random_state=0).fit(X, Y)
-    lower, upper = model.predict_interval(NEW)
-    truth = np.sin(NEW[:, 0])
-    assert model.score(NEW, truth) > 0.95
-    assert ((lower < truth) & (truth < upper)).all()
-    assert (upper - lower).max() < 2.5
-    assert model.network_.structure == "dense"
+    for effort, structure, score in (("quick", "kronecker", 0.9), ("thorough", "dense", 0.95)):
+        model = BayesianMLPRegressor(effort=effort, random_state=0).fit(X, Y)
+        lower, upper = model.predict_interval(NEW)
+        truth = np.sin(NEW[:, 0])
+        assert model.score(NEW, truth) > score
+        assert ((lower < truth) & (truth < upper)).all()
+        assert (upper - lower).max() < 2.5
+        assert model.network_.structure == structure
 
 
 # --- the numbers of a classification --------------------------------------------------------------
@@ -334,15 +335,34 @@ def test_unfitted_estimators_say_so() -> None:
             ask(X)
 
 
-def test_the_course_follows_the_number_of_examples() -> None:
-    large, small, brief = (Course.for_size(n, 800) for n in (455, 200, 40))
-    assert (large.batch_size, large.epochs, large.pace) == (32, 267, pytest.approx(1, abs=0.01))
+def test_the_quick_course_takes_few_steps_on_many_examples() -> None:
+    small, medium, large = (Course.for_size(n, 800) for n in (40, 2000, 30_000))
+    assert (small.batch_size, small.epochs, small.shortness) == (40, 80, 50)
+    assert (medium.batch_size, medium.epochs, medium.shortness) == (2000, 100, 40)
+    assert (large.batch_size, large.epochs) == (2000, 100)  # 15 batches each
+    assert not small.dense_finish
+    assert Course.for_size(40, 800, posterior="dense").dense_finish
+    assert small.noise_step(40) > large.noise_step(30_000)
+
+
+def test_the_thorough_course_follows_the_number_of_examples() -> None:
+    large, small, brief = (Course.for_size(n, 800, effort="thorough") for n in (455, 200, 40))
+    assert (large.batch_size, large.epochs, large.shortness) == (32, 267, pytest.approx(1, abs=0.01))
     assert small.epochs * 7 < 4000
-    assert small.pace > 1
+    assert small.shortness > 1
     assert brief.epochs * 2 == 200
     assert large.dense_finish
-    assert not Course.for_size(455, 20_000).dense_finish
-    assert Course.for_size(30_000, 800).batch_size == 512
+    assert not Course.for_size(455, 20_000, effort="thorough").dense_finish
+    assert Course.for_size(30_000, 800, effort="thorough").batch_size == 512
+
+
+def test_the_distribution_function_belongs_to_the_density() -> None:
+    model = BayesianMLPRegressor(**BRIEF).fit(X, 10 + 3 * Y)
+    grid = np.linspace(-30, 50, 4001)
+    row = np.repeat(NEW[:1], len(grid), axis=0)
+    density = np.exp(model.log_likelihood(row, grid))
+    mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (grid[1] - grid[0])])
+    np.testing.assert_allclose(model.predict_cdf(row, grid) - model.predict_cdf(row[:1], grid[:1]), mass, atol=1e-4)
 
 
 def test_without_scikit_learn_the_extra_is_named() -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _SHARPNESS = 10.0  # of the networks' weights, per nat of ELBO per example: those that went astray drop out
 _ENTRIES_AT_ONCE = 2**22  # outputs of all posterior samples that a prediction holds in memory
-_INITIAL_PRECISION = 10.0
 
 
 class BayesianMLP(BaseEstimator, ABC):
@@ -42,6 +41,7 @@ class BayesianMLP(BaseEstimator, ABC):
         posterior: str,
         prior_variance: float | Literal["empirical_bayes"],
         n_networks: int,
+        effort: str,
         max_iter: int | Literal["auto"],
         batch_size: int | Literal["auto"],
         learning_rate_init: float,
@@ -54,6 +54,7 @@ class BayesianMLP(BaseEstimator, ABC):
         self.posterior = posterior
         self.prior_variance = prior_variance
         self.n_networks = n_networks
+        self.effort = effort
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.learning_rate_init = learning_rate_init
@@ -88,7 +89,7 @@ class BayesianMLP(BaseEstimator, ABC):
         network, columns, self._optimizer_state = course.train(
             network, x, targets, plan, self._seed, bool(self.verbose)
         )
-        elbo = network.elbo(x, targets, num_samples=100 if len(x) < 4000 else 20)
+        elbo = network.elbo(x, targets, num_samples=40 if len(x) < 4000 else 20)
         self.mixture_weights_ = torch.softmax(_SHARPNESS * elbo.per_datum, -1).numpy()
         self.elbo_ = float(self.mixture_weights_ @ elbo.total.numpy()) + len(x) * self._log_jacobian()
         self.network_ = network.double()  # predictions are made in double precision
@@ -110,7 +111,7 @@ class BayesianMLP(BaseEstimator, ABC):
             network,
             self._inputs(X).float(),
             self._encoded(y),
-            replace(self._course(len(X)), pace=1.0),
+            replace(self._course(len(X), "thorough"), shortness=1.0),
             self._progress,
             self._optimizer_state,
             self._seed + self.n_samples_seen_,
@@ -137,7 +138,7 @@ class BayesianMLP(BaseEstimator, ABC):
             plan.structure,
             num_data=len(X),
             replicas=self.n_networks,
-            initial_precision=_INITIAL_PRECISION,
+            initial_precision=plan.initial_precision,
             seed=self._seed,
         )
         return network, plan
@@ -148,10 +149,11 @@ class BayesianMLP(BaseEstimator, ABC):
         self.elbo_history_ += [float(np.mean(elbo)) + self._log_jacobian() for elbo in columns["elbo"]]
         self.n_iter_ += len(columns["loss"])
 
-    def _course(self, examples: int) -> course.Course:
+    def _course(self, examples: int, effort: str | None = None) -> course.Course:
         return course.Course.for_size(
             examples,
             course.count_weights(self._sizes()),
+            effort=effort or self.effort,
             epochs=None if self.max_iter == "auto" else int(self.max_iter),
             batch_size=None if self.batch_size == "auto" else int(self.batch_size),
             learning_rate=self.learning_rate_init,
@@ -202,7 +204,11 @@ class BayesianMLP(BaseEstimator, ABC):
             raise ValueError(f"hidden_layer_sizes must be positive whole numbers, got {self.hidden_layer_sizes!r}")
         if not isinstance(self.learning_rate_init, Real) or not 0 < self.learning_rate_init < float("inf"):
             raise ValueError(f"learning_rate_init must be a positive number, got {self.learning_rate_init!r}")
-        for name, names in {"activation": course.ACTIVATIONS, "posterior": course.STRUCTURES}.items():
+        for name, names in {
+            "activation": course.ACTIVATIONS,
+            "posterior": course.STRUCTURES,
+            "effort": course.EFFORTS,
+        }.items():
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} is one of {', '.join(names)}; got {getattr(self, name)!r}")
 

@@ -25,22 +25,26 @@ if TYPE_CHECKING:
 class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
     """Classification by a mixture of Bayesian neural networks, as a scikit-learn estimator that needs no tuning.
 
-    Inputs are standardized inside. A few networks are trained as one batch, with a Kronecker posterior first and, if
-    they are small, a dense one at the end (:doc:`/howto/better_posterior`); together they predict. Probabilities are
-    averages over the posterior, so that they are less sure where there are few examples. Classes may be numbers or
-    strings, two or more.
+    Inputs are standardized inside. A few networks with Kronecker posteriors are trained as one batch; together they
+    predict. A thorough training of small networks ends with dense posteriors (:doc:`/howto/better_posterior`).
+    Probabilities are averages over the posterior, so that they are less sure where there are few examples. Classes may
+    be numbers or strings, two or more.
 
     Args:
         hidden_layer_sizes: units of each hidden layer.
         activation: ``"relu"``, ``"tanh"``, ``"logistic"`` or ``"identity"``.
-        posterior: ``"auto"`` is ``"dense"`` for networks of up to 1,500 weights and ``"kronecker"`` for larger ones.
-            ``"dense"`` is Kronecker for the first nine tenths of the epochs. Also ``"matrix_normal"``,
+        posterior: ``"auto"`` is ``"kronecker"``, or ``"dense"`` in a thorough training of a network of up to 1,500
+            weights. ``"dense"`` is Kronecker for the first nine tenths of the epochs. Also ``"matrix_normal"``,
             ``"eigen_corrected"`` and ``"diagonal"``.
         prior_variance: of every weight, on standardized inputs, or ``"empirical_bayes"``, fitted by layer.
         n_networks: in the mixture.
-        max_iter: epochs; ``"auto"`` makes about 4,000 steps of them, fewer if there are fewer than 267 examples.
-        batch_size: examples per step; ``"auto"`` is 32, from 4,000 examples on 128, from 20,000 on 512.
-        learning_rate_init: of the means, at the start; it falls along half a cosine.
+        effort: ``"quick"`` is 80 steps on all examples at once; beyond 1,600 examples, a step more for every 20, on
+            2,000 at a time. ``"thorough"`` is about 4,000 steps, fewer if there are fewer than 267 examples, on batches
+            of 32, from 4,000 examples on 128, from 20,000 on 512.
+        max_iter: epochs; ``"auto"`` makes the steps that belong to the effort.
+        batch_size: examples per step; ``"auto"`` is that of the effort.
+        learning_rate_init: of the means, at the start of a course of 4,000 steps; shorter ones have larger rates. It
+            falls along half a cosine.
         n_posterior_samples: networks drawn from the posterior for a prediction, of all parts of the mixture together.
         random_state: makes training and predictions repeatable. None follows NumPy's global generator, which is read
             but not advanced.
@@ -75,8 +79,9 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
         activation: str = "relu",
         *,
         posterior: str = "auto",
-        prior_variance: float | Literal["empirical_bayes"] = 1.0,
+        prior_variance: float | Literal["empirical_bayes"] = 0.1,
         n_networks: int = 3,
+        effort: str = "quick",
         max_iter: int | Literal["auto"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
         learning_rate_init: float = 0.02,
@@ -90,6 +95,7 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
             posterior,
             prior_variance,
             n_networks,
+            effort,
             max_iter,
             batch_size,
             learning_rate_init,

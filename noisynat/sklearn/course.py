@@ -1,7 +1,9 @@
-"""How the estimators train: Kronecker first, dense last, by a course that only the number of examples decides.
+"""How the estimators train, by a course that only the number of examples and the wanted effort decide.
 
-The recipe of docs/howto/better_posterior.md. ``fit`` runs through the course at once; ``partial_fit`` goes along it by
-a pass over the new examples at a time, and stays at its end.
+The quick course takes few, large steps on all examples at once, as only a second-order method can. The thorough one is
+the recipe of docs/howto/better_posterior.md: many steps on small batches, Kronecker first, dense last. ``fit`` runs
+through a course at once; ``partial_fit`` goes along the thorough one by a pass over the new examples at a time, and
+stays at its end.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ import noisynat
 from noisynat.posteriors.families import Structure
 
 DENSE_UP_TO = 1500
-"""Weights of a network, above which ``posterior="auto"`` leaves out the dense finish."""
+"""Weights of a network, above which ``posterior="auto"`` leaves out the thorough course's dense finish."""
 
-_MOST_STEPS, _FEWEST_STEPS = 4000, 200
-_FEW = 267  # examples, below which there are fewer steps
-_FASTEST = 10.0  # the square of the pace
+_MOST_STEPS = 4000
+_QUICK_STEPS, _EXAMPLES_PER_STEP, _QUICK_BATCH = 80, 20, 2000  # of the quick course
+_FEWEST_STEPS, _FEW = 200, 267  # of the thorough one; examples, below which there are fewer steps
+_LARGE_BATCH = 256  # examples, whose statistics are good for some steps
+_STATS_EVERY = 3
+_SAMPLED_FROM = 5  # outputs, from which on the Fisher matrix is sampled
+_SHORTEST = 50.0  # times shorter than 4,000 steps: no rates larger than for that
 _DENSE_SHARE = 0.1  # of the epochs
 _KL_START = 0.1
-_NOISE_WARMUP = (0.4, 0.8)
 _SLOWEST = 0.1  # of learning rates: the last one of a stream, and of the curvature's in any training
 _DENSE: dict[str, Any] = {
     "betas": (0.9, 0.96), "damping": 0.0, "kl_clip": 1e-4, "stats_every": 8, "stats_examples": 64, "refresh_every": 40,
@@ -41,6 +46,9 @@ ACTIVATIONS = tuple(_ACTIVATIONS)
 STRUCTURES = ("auto", "dense", "kronecker", "matrix_normal", "eigen_corrected", "diagonal")
 
 
+EFFORTS = ("quick", "thorough")
+
+
 @dataclass(frozen=True)
 class Course:
     """The length of a training and its rates.
@@ -51,9 +59,10 @@ class Course:
         learning_rate: the first one, of a course of 4,000 steps; the dense finish begins with half of it.
         structure: of the posterior until the finish.
         dense_finish: whether there is one.
-        pace: the square root of how much shorter the course is than 4,000 steps. Learning rates grow with it, and the
-            bound of a step and the step of the curvature's average with its square: else the mean would not arrive,
-            and the covariance would remember how it was initialized.
+        shortness: how much shorter the course is than 4,000 steps. Learning rates grow with it, and so do the bound of
+            a step and the step of the curvature's average: else the mean would not arrive, and the covariance would
+            remember how it was initialized.
+        noise_warmup: fractions of the epochs between which varying noise is set free.
     """
 
     batch_size: int
@@ -61,7 +70,8 @@ class Course:
     learning_rate: float
     structure: Structure
     dense_finish: bool
-    pace: float
+    shortness: float
+    noise_warmup: tuple[float, float]
 
     @classmethod
     def for_size(
@@ -69,37 +79,54 @@ class Course:
         examples: int,
         weights: int,
         *,
+        effort: str = "quick",
         epochs: int | None = None,
         batch_size: int | None = None,
         learning_rate: float = 0.02,
         posterior: str = "auto",
     ) -> Course:
-        """About 4,000 steps, of fewer than 267 examples as their square; batches of 32 to 512.
+        """The course for a number of examples.
+
+        ``"quick"`` is 80 steps on all of them; beyond 1,600 examples, a step more for every 20, on 2,000 at a time.
+        ``"thorough"`` is about 4,000 steps, of fewer than 267 examples as their square, on batches of 32 to 512.
 
         Args:
             examples: N.
             weights: of one network.
+            effort: one of :data:`EFFORTS`.
             epochs: by default, as many as make the steps.
             batch_size: by default, by the number of examples.
             learning_rate: as for the class.
             posterior: one of :data:`STRUCTURES`.
         """
-        steps = max(_FEWEST_STEPS, round(_MOST_STEPS * min(examples / _FEW, 1.0) ** 2))
-        batch_size = batch_size or (32 if examples < 4000 else 128 if examples < 20_000 else 512)
+        thorough = effort == "thorough"
+        if thorough:
+            steps = max(_FEWEST_STEPS, round(_MOST_STEPS * min(examples / _FEW, 1.0) ** 2))
+            batch_size = batch_size or (32 if examples < 4000 else 128 if examples < 20_000 else 512)
+        else:
+            steps = min(max(_QUICK_STEPS, examples // _EXAMPLES_PER_STEP), _MOST_STEPS)
+            batch_size = batch_size or min(examples, _QUICK_BATCH)
         batches = -(-examples // batch_size)
         epochs = epochs or max(round(steps / batches), 1)
+        small = weights <= DENSE_UP_TO
         return cls(
             batch_size=batch_size,
             epochs=epochs,
             learning_rate=learning_rate,
             structure="kronecker" if posterior in ("auto", "dense") else posterior,  # type: ignore[arg-type]
-            dense_finish=posterior == "dense" or (posterior == "auto" and weights <= DENSE_UP_TO),
-            pace=min(max(_MOST_STEPS / (epochs * batches), 1.0), _FASTEST) ** 0.5,
+            dense_finish=posterior == "dense" or (posterior == "auto" and thorough and small),
+            shortness=min(max(_MOST_STEPS / (epochs * batches), 1.0), _SHORTEST),
+            noise_warmup=(0.4, 0.8) if thorough else (0.2, 0.5),
         )
+
+    @property
+    def initial_precision(self) -> float:
+        """Of the curvature: how narrow the posterior begins."""
+        return 10 / math.sqrt(self.shortness)
 
     def noise_step(self, examples: int) -> float:
         """Step size of the noise's precision: it averages over an epoch, if that is more than 20 batches."""
-        return min(0.05, self.batch_size / examples)
+        return 0.1 if self.batch_size >= examples else min(0.05, self.batch_size / examples)
 
 
 def make_net(sizes: Sequence[int], activation: str, seed: int) -> nn.Sequential:
@@ -157,7 +184,7 @@ def train(
             scheduler=noisynat.cosine_schedule(optimizer, epochs * len(data), curvature_final=_SLOWEST),
             kl_warmup=0.0 if number else 1.0,
             kl_start=_KL_START,
-            noise_warmup=_NOISE_WARMUP if varying and not number else None,
+            noise_warmup=course.noise_warmup if varying and not number else None,
             progress=verbose,
         )
         _join(columns, history)
@@ -198,7 +225,7 @@ def train_on(
     for group in optimizer.param_groups:
         group.update(lr=slowed * lr, betas=(beta1, 1 - slowed * (1 - beta2)))
     if isinstance(network.likelihood, noisynat.HeteroscedasticGaussianLikelihood):
-        begin, end = _NOISE_WARMUP
+        begin, end = course.noise_warmup
         network.likelihood.strength.fill_(min(max((progress - begin) / (end - begin), 0.0), 1.0))
     final = network.kl_weight
     network.kl_weight = final * _KL_START ** (1 - progress)
@@ -211,16 +238,17 @@ def train_on(
 
 def optimizer_for(network: noisynat.VariationalNetwork, course: Course) -> noisynat.NoisyNaturalGradient:
     """The optimizer of the network's posterior."""
-    lr = course.pace * course.learning_rate
+    short = course.shortness
     if network.structure == "dense":
-        return noisynat.NoisyNaturalGradient(network, lr=lr / 2, **_DENSE)
-    square = course.pace**2
+        return noisynat.NoisyNaturalGradient(network, lr=short**0.5 * course.learning_rate / 2, **_DENSE)
     return noisynat.NoisyNaturalGradient(
         network,
-        lr=lr,
-        betas=(0.9, 1 - 0.01 * square),
-        kl_clip=1e-3 * square,
-        refresh_every=round(20 / course.pace),
+        lr=short**0.8 * course.learning_rate,
+        betas=(0.9, 1 - 0.0125 * short),
+        kl_clip=1e-3 * short,
+        stats_every=1 if course.batch_size < _LARGE_BATCH else _STATS_EVERY,
+        refresh_every=round(20 / short**0.5),
+        fisher="mc" if network.layers[-1].out_features >= _SAMPLED_FROM else None,
     )
 
 
