@@ -290,7 +290,7 @@ def test_predictions_are_of_the_same_functions_in_every_batch(with_targets: bool
 
 
 def batches(kind: str) -> Any:
-    if kind == "tensors":
+    if kind != "shuffled loader":
         return noisynat.TensorBatches(*data(), batch_size=BATCH, seed=5)
     return loader(shuffle=True)
 
@@ -298,7 +298,7 @@ def batches(kind: str) -> Any:
 def run_with_checkpoints(
     posterior: str, kind: str, folder: Path, seed: int, resume_from: Path | None = None
 ) -> tuple[LightningNetwork, Trainer]:
-    every: dict[str, Any] = {"every_n_train_steps": 1} if kind == "tensors" else {}
+    every: dict[str, Any] = {"every_n_train_steps": 1} if kind == "tensors, every step" else {}
     callback = ModelCheckpoint(folder, "{step}", save_top_k=-1, **every)
     module = LightningNetwork(network(posterior, seed), OPTIMIZERS[posterior], num_samples=2)
     torch.manual_seed(seed)
@@ -307,12 +307,12 @@ def run_with_checkpoints(
     return module, run
 
 
-@pytest.mark.parametrize("kind", ["tensors", "shuffled loader"])
+@pytest.mark.parametrize("kind", ["tensors, every step", "tensors, every epoch", "shuffled loader"])
 @pytest.mark.parametrize("posterior", ["kronecker", "eigen_corrected", "dense", "mean_field"])
 def test_resumed_training_is_bit_equal(posterior: str, kind: str, tmp_path: Path) -> None:
     module, run = run_with_checkpoints(posterior, kind, tmp_path / "first", seed=0)
     files = sorted((tmp_path / "first").iterdir())
-    assert len(files) == (4 * EPOCHS if kind == "tensors" else EPOCHS)
+    assert len(files) == (4 * EPOCHS if kind == "tensors, every step" else EPOCHS)
     for file in files:
         again, its_run = run_with_checkpoints(posterior, kind, tmp_path / "again", seed=9, resume_from=file)
         assert differences(module.state_dict(), again.state_dict()) == [], file.name
