@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from noisynat.data import TensorBatches
-from noisynat.errors import NonFiniteLossError
+from noisynat.errors import check_finite
 from noisynat.network import VariationalNetwork
 from noisynat.optim import NoisyNaturalGradient
 from noisynat.predictive import Predictive
@@ -120,11 +120,7 @@ class LightningNetwork(LightningModule):
         x, y = batch
         loss = self.network.loss_per_replica(x, y)
         objective = loss if self.network.is_natural else loss + self.network.scaled_kl().to(loss.dtype)
-        if not bool(torch.isfinite(objective.detach()).all()):
-            raise NonFiniteLossError(
-                f"the loss is not finite in epoch {self.current_epoch + 1}, batch {batch_idx + 1}; the parameters are "
-                "as before that step. Standardize inputs and targets, lower lr, or bound the step with kl_clip"
-            )
+        check_finite(objective, f"epoch {self.current_epoch + 1}, batch {batch_idx + 1}")
         self._log_mean("train_loss", loss, self._examples(x), prog_bar=True)
         return objective.sum()
 
