@@ -153,7 +153,8 @@ class SkorchNetwork(NeuralNet):
             return outputs
         self.check_is_fitted()
         self._set_training(False)
-        return self._predict(to_tensor(unpack_data(batch)[0], device=self.device)).mean
+        x = to_tensor(unpack_data(batch)[0], device=self.device)
+        return self._predict(x).mean
 
     # --- predictions ------------------------------------------------------------------------------
 
