@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 
 class CurvatureError(ArithmeticError):
     """A curvature could not be factorized three times in a row; names the layer and its condition number."""
@@ -9,3 +12,14 @@ class CurvatureError(ArithmeticError):
 
 class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number; parameters are as they were before that step."""
+
+
+def check_finite(loss: Tensor, where: str) -> None:
+    """Raise NonFiniteLossError if a loss (*replicas,) is not finite, before the step; ``where`` is for the message."""
+    finite = torch.isfinite(loss.detach())
+    if not bool(finite.all()):
+        replicas = f", replicas {(~finite).nonzero().flatten().tolist()}" if loss.dim() else ""
+        raise NonFiniteLossError(
+            f"the loss is not finite in {where}{replicas}; the parameters are as before that step. Standardize inputs "
+            "and targets, lower lr, or bound the step with kl_clip"
+        )

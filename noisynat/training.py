@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from noisynat.errors import NonFiniteLossError
+from noisynat.errors import check_finite
 from noisynat.likelihoods import HeteroscedasticGaussianLikelihood
 from noisynat.network import VariationalNetwork
 from noisynat.optim.schedule import warmed_up_kl_weight
@@ -171,20 +171,12 @@ class _Run:
         self.optimizer.zero_grad()
         loss = self.network.loss_per_replica(x, y)
         objective = loss if self.network.is_natural else loss + self.network.scaled_kl().to(loss.dtype)
-        self._check_finite(objective.detach())
+        check_finite(objective, f"epoch {self.epoch + 1}, batch {self.batch + 1}")
         objective.sum().backward()
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         return loss.detach()
-
-    def _check_finite(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss).all()):
-            where = f", replicas {(~torch.isfinite(loss)).nonzero().flatten().tolist()}" if loss.dim() else ""
-            raise NonFiniteLossError(
-                f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batch + 1}{where}; the parameters are "
-                "as before that step. Standardize inputs and targets, lower lr, or bound the step with kl_clip"
-            )
 
     @torch.no_grad()
     def _record_epoch(self) -> None:
