@@ -64,8 +64,8 @@ docs: $(WITH_DOCS)
 	@echo "Documentation: docs/_build/html/index.html"
 
 clean:
-	rm -rf docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find noisynat uci_data experiments tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf docs/_build docs/gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find noisynat uci_data experiments examples tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean
 	rm -rf $(VENV)

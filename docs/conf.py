@@ -20,8 +20,9 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "results/*_tables.md"]  # the tables are parts of pages
+exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "results/*_tables.md"]  # the tables are parts of pages
 default_role = "literal"
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
@@ -38,6 +39,20 @@ import torch
 torch.manual_seed(0)
 """
 doctest_test_doctest_blocks = ""  # pytest runs the examples in docstrings already
+
+# A script in examples/ runs when it is new or has changed (all do after "make clean"); one that fails ends the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": "/plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "download_all_examples": False,
+    "min_reported_time": 1000,
+    "show_signature": False,
+    "write_computation_times": False,
+}
 
 html_theme = "furo"
 html_title = f"noisynat {release}"

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import fnmatch
 import importlib.metadata
 import json
 import re
@@ -318,3 +319,19 @@ def test_constraints_pin_every_requirement_exactly() -> None:
         wanted.update(requirement_names(extra))
     missing = wanted - {"noisynat"} - set(requirement_names("\n".join(pins)))
     assert not missing, f"constraints.txt pins no version of {', '.join(sorted(missing))}"
+
+
+def test_every_file_beside_the_modules_is_packaged() -> None:
+    patterns = setup_cfg()["options.package_data"]["*"].split()
+    packages = [ROOT / name for name in ("noisynat", "uci_data", "experiments")]
+    files = [
+        Path(name) for name, _ in tracked_text_files() if any(package in (ROOT / name).parents for package in packages)
+    ]
+    found = []
+    for path in files:
+        package = next(folder for folder in path.parents if (ROOT / folder / "__init__.py").exists())
+        inside = path.relative_to(package).as_posix()
+        if path.suffix != ".py" and not any(fnmatch.fnmatchcase(inside, pattern) for pattern in patterns):
+            found.append(path.as_posix())
+    assert any(path.suffix == ".html" for path in files)
+    assert not found, f"no pattern of package_data covers {', '.join(found)}"
