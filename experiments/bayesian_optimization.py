@@ -67,7 +67,7 @@ class Protocol:
         return torch.cat([uniform, (best.unsqueeze(1) + 0.1 * steps).clamp(0, 1)], 1)
 
 
-NETWORKS = {"thompson": Networks(), "ei": Networks(members=5)}
+NETWORKS = {"thompson": Networks(), "ei": Networks(members=3)}
 AGENTS: dict[str, Agent] = {
     "random": at_random,
     "thompson": NETWORKS["thompson"].thompson,

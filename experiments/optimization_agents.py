@@ -71,7 +71,7 @@ class Networks:
     samples: int = 16
     hidden: int = 50
     steps: int = 200
-    noise: float = 0.02
+    noise: float = 0.01
 
     def trained(self, x: Tensor, y: Tensor, seed: int) -> noisynat.VariationalNetwork:
         """Posteriors given points (R, n, d) and standardized values (R, n); replicas are (R, M)."""
@@ -106,17 +106,20 @@ class Networks:
         return lowest(lambda points: function(self._inputs(points))[:, 0, :, 0], candidates)
 
     def improvement(self, x: Tensor, y: Tensor, candidates: Tensor, seed: int) -> Tensor:
-        """The point of highest expected improvement on the best value, by functions that are drawn once."""
+        """The point of highest expected improvement on the best point so far, by functions that are drawn once.
+
+        Improvement is on what each function itself is at the known points (Letham et al. 2019): the functions pass them
+        within the noise only, and improvement on a number would be had there again and again.
+        """
         network = self.trained(x, y, seed)
         functions, noise = network.sample_functions(self.samples), network.likelihood.observation_model()
+        best = functions(self._inputs(x)).amin(-2, keepdim=True)  # (S, R, M, 1, 1)
 
-        def prediction(points: Tensor) -> noisynat.Predictive:
-            samples = functions(self._inputs(points))
-            return noisynat.Predictive(samples, noise, RandomStream(seed)).combine()
+        def score(points: Tensor) -> Tensor:
+            beyond = noisynat.Predictive(functions(self._inputs(points)) - best, noise, RandomStream(seed)).combine()
+            return -acquisition.expected_improvement(beyond, 0.0)
 
-        with torch.no_grad():
-            best = prediction(x).mean.squeeze(-1).amin(1, keepdim=True)
-        return lowest(lambda points: -acquisition.expected_improvement(prediction(points), best), candidates)
+        return lowest(score, candidates)
 
     def _inputs(self, points: Tensor) -> Tensor:
         """Points (R, N, d) of the unit cube as inputs between -2 and 2 for all members, (R, M, N, d)."""

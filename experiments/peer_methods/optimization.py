@@ -59,10 +59,10 @@ def gp_improvement(x: Tensor, y: Tensor, candidates: Tensor, seed: int) -> Tenso
 
 
 def log_improvement(mean: Tensor, std: Tensor, best: Tensor) -> Tensor:
-    """log E[max(best - f, 0)] of normal f; its gradient has a use where that of the improvement is all but zero."""
-    z = (best - mean) / std
-    density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
-    return std.log() + (z * torch.special.ndtr(z) + density).clamp(min=1e-100).log()
+    """log E[max(best - f, 0)] of normal f, whose slope guides a search also where there is next to nothing to gain."""
+    z = ((best - mean) / std).clamp(max=30.0)  # beyond, the scaled error function overflows
+    ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(-z / math.sqrt(2))  # of distribution function and density
+    return std.log() - z.square() / 2 - math.log(2 * math.pi) / 2 + torch.log1p(z * ratio)
 
 
 def _fitted(x: Tensor, y: Tensor) -> Any:
