@@ -152,6 +152,7 @@ def skip_unless_there(name: str) -> None:
         pytest.skip("botorch is not installed: it comes with the extra peers")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the package botorch and what it imports
 @pytest.mark.parametrize("name", [name for name in AGENTS if name != "random"])
 def test_agents_come_closer_to_the_minimum_than_chance(name: str, tmp_path: Path) -> None:
