@@ -10,53 +10,65 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments import summary
+from experiments.elbo_statistics import paired_difference
 from experiments.figures import save
 
 _COLORS = {
     "random": "#7f7f7f",
-    "kron-thompson": "#0072b2",
-    "dense-thompson": "#d55e00",
-    "dense-ei": "#e69f00",
+    "thompson": "#0072b2",
+    "ei": "#d55e00",
     "gp-thompson": "#009e73",
     "gp-ei": "#cc79a7",
-}
+}  # Okabe and Ito 2008
 _QUANTILES = (0.25, 0.5, 0.75)
 
 
-def final(table: pd.DataFrame) -> pd.DataFrame:
-    """Regret after the last evaluation: a row per problem and agent, with quartiles over repeats.
+def final(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Regret after the last evaluation, a row per problem and agent.
+
+    Columns ``lower``, ``median`` and ``upper`` are quartiles over repeats; ``change``, ``error`` and ``verdict`` are of
+    the decimal logarithm of the regret, less the baseline's, paired by repeat.
 
     Args:
         table: rows with ``problem``, ``agent``, ``repeat``, ``evaluation`` and ``regret``.
+        baseline: one of the agents.
     """
-    last = table[table.evaluation == table.groupby("problem").evaluation.transform("max")]
-    quartiles = last.groupby(["problem", "agent"], sort=False).regret.quantile(list(_QUANTILES)).unstack()
-    quartiles.columns = pd.Index(["lower", "median", "upper"])
-    return quartiles.reset_index()
+    rows = []
+    for problem, of_problem in table.groupby("problem", sort=False):
+        last = of_problem[of_problem.evaluation == of_problem.evaluation.max()]
+        regret = last.pivot(index="repeat", columns="agent", values="regret")
+        for agent in last.agent.unique():
+            lower, median, upper = regret[agent].quantile(list(_QUANTILES))
+            change, error, verdict = paired_difference(np.log10(regret[agent]), np.log10(regret[baseline]))
+            rows.append((problem, agent, lower, median, upper, change, error, verdict))
+    columns = ("problem", "agent", "lower", "median", "upper", "change", "error", "verdict")
+    return pd.DataFrame(rows, columns=columns)
 
 
-def markdown(final: pd.DataFrame, provenance: dict[str, Any]) -> str:
-    """Problems by column."""
-    problems = list(final.problem.unique())
+def markdown(final: pd.DataFrame, baseline: str, provenance: dict[str, Any]) -> str:
+    """Problems by column; two tables."""
     lines = [
         "# Bayesian optimization",
         "",
-        "Regret, the best value found less the lowest there is, after the last evaluation: median and quartiles over",
+        "Regret, the lowest value found less the lowest there is, after the last evaluation: median and quartiles over",
         "repeats.",
         "",
-        "| agent | " + " | ".join(problems) + " |",
-        "| --- |" + " ---: |" * len(problems),
+        *_table(final, _regret),
+        "",
+        f"Its decimal logarithm less that of `{baseline}`, paired by repeat: mean ± standard error, **bold** where it",
+        "exceeds two of these. Lower is better.",
+        "",
+        *_table(final, _change),
+        "",
+        *summary.provenance_lines(provenance),
     ]
-    for agent in final.agent.unique():
-        mine = final[final.agent == agent].set_index("problem")
-        cells = [_cell(mine.loc[problem]) if problem in mine.index else "–" for problem in problems]
-        lines.append(f"| {agent} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *summary.provenance_lines(provenance), ""])
+    return "\n".join([*lines, ""])
 
 
 def screen(final: pd.DataFrame) -> Table:
@@ -64,8 +76,8 @@ def screen(final: pd.DataFrame) -> Table:
     shown = Table(title="regret, median and quartiles", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for column in ("problem", "agent", "regret"):
         shown.add_column(column, justify="right" if column == "regret" else "left", no_wrap=True)
-    for _, row in final.iterrows():
-        shown.add_row(row.problem, row.agent, _cell(row))
+    for row in final.to_dict("records"):
+        shown.add_row(row["problem"], row["agent"], _regret(row))
     return shown
 
 
@@ -73,7 +85,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     """A panel per problem: median regret by evaluations, logarithmic, with quartiles."""
     problems = list(table.problem.unique())
     canvas, panels = plt.subplots(
-        1, len(problems), figsize=(4.0 * len(problems), 3.8), squeeze=False, layout="constrained"
+        1, len(problems), figsize=(4.0 * max(len(problems), 2), 3.8), squeeze=False, layout="constrained"
     )
     for axes, problem in zip(panels.flat, problems, strict=True):
         of_problem = table[table.problem == problem]
@@ -86,11 +98,25 @@ def figure(table: pd.DataFrame, path: Path) -> None:
         axes.set_title(problem, fontsize="medium")
         axes.grid(alpha=0.3)
     handles, labels = panels.flat[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncols=3, fontsize="small")
+    canvas.legend(handles, labels, loc="outside upper center", ncols=len(_COLORS), fontsize="small")
     canvas.supxlabel("evaluations")
     canvas.supylabel("regret (median, quartiles)")
     save(canvas, path)
 
 
-def _cell(row: Any) -> str:
-    return f"{row['median']:.3g} ({row['lower']:.2g} to {row['upper']:.2g})"
+def _table(final: pd.DataFrame, cell: Any) -> list[str]:
+    problems = list(final.problem.unique())
+    lines = ["| agent | " + " | ".join(problems) + " |", "| --- |" + " ---: |" * len(problems)]
+    for agent in final.agent.unique():
+        mine = {row["problem"]: row for row in final[final.agent == agent].to_dict("records")}
+        lines.append(f"| `{agent}` | " + " | ".join(cell(mine[p]) if p in mine else "–" for p in problems) + " |")
+    return lines
+
+
+def _regret(row: dict[Any, Any]) -> str:
+    return f"{row['median']:.2g} ({row['lower']:.2g} to {row['upper']:.2g})"
+
+
+def _change(row: dict[Any, Any]) -> str:
+    shown = f"{row['change']:+.2f}±{row['error']:.2f}"
+    return f"**{shown}**" if row["verdict"] in ("higher", "lower") else shown

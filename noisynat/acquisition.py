@@ -39,7 +39,8 @@ def expected_improvement(prediction: Predictive, best: float | Tensor, *, maximi
 
     Args:
         prediction: at the candidates; one output.
-        best: value so far, broadcast to (*replicas, N); to be estimated without noise where there is noise.
+        best: value so far, broadcast to (*replicas, N), to be estimated without noise where there is noise; or that of
+            every sampled function at the known points, (S, *replicas, 1) (Letham et al. 2019).
         maximize: whether high values are wanted, E[max(f - best, 0)].
 
     Raises:

@@ -72,6 +72,14 @@ def test_expected_improvement_by_hand() -> None:
     torch.testing.assert_close(of_each, torch.tensor([0.25, 1.0]).double())
 
 
+def test_expected_improvement_on_what_each_function_has_found() -> None:
+    """Two functions at two candidates and two known points, of which their lowest are 2 and 4."""
+    pred = prediction(torch.tensor([[1.0, 5.0, 2.0, 3.0], [3.0, 2.0, 7.0, 4.0]]).unsqueeze(-1))
+    best = pred.means[:, 2:, 0].amin(-1, keepdim=True)
+    expected = torch.tensor([(1 + 1) / 2, (0 + 2) / 2, 0.0, 0.0]).double()
+    torch.testing.assert_close(acquisition.expected_improvement(pred, best), expected)
+
+
 def test_expected_improvement_is_of_one_output() -> None:
     with pytest.raises(ValueError, match="of one output, this prediction has 2"):
         acquisition.expected_improvement(prediction(torch.zeros(3, 4, 2)), 0.0)
