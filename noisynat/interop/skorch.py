@@ -147,7 +147,7 @@ class SkorchNetwork(NeuralNet):
         return {"loss": -prediction.log_prob(y).mean(), "y_pred": prediction.mean}
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Tensor:
-        """The predictive mean, of classes their probabilities; with ``training`` the network's outputs as in training."""
+        """The predictive mean, of classes their probabilities; with ``training`` the network's outputs of training."""
         if training:
             outputs: Tensor = super().evaluation_step(batch, training)
             return outputs
