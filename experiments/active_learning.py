@@ -1,12 +1,13 @@
-"""Active learning: targets asked for where the functions differ most, against targets asked for at random.
+"""Active learning: targets asked for where they tell most, against targets asked for at random.
 
     python -m experiments.active_learning boston yacht --methods bbb,nng-kron
 
 The protocol of Hernandez-Lobato and Adams (2015): 20 rows to begin with, 100 to test on, all others in the pool; nine
 times a network with one hidden layer of 10 units is trained, and the target of one row of the pool is asked for; all of
-it 40 times. The repeats of both strategies are replicas of one network, trained anew in every round. Inputs are
-standardized with all rows that are not for testing, whose targets nobody has seen, targets with those asked for.
-Written to the output folder: ``<data set>/<method>/rounds.csv``, and over all ``active_learning.csv``,
+it 40 times. Asked for is the row where the functions' variance is highest, as there, or the one whose target lowers the
+variance at 400 rows of the pool most. The repeats of all strategies are replicas of one network, trained anew in every
+round. Inputs are standardized with all rows that are not for testing, whose targets nobody has seen, targets with those
+asked for. Written to the output folder: ``<data set>/<method>/rounds.csv``, and over all ``active_learning.csv``,
 ``active_learning.md`` and a figure. A run that was stopped goes on with the round at which it stood.
 """
 
@@ -26,16 +27,16 @@ import noisynat
 import uci_data
 from experiments import active_report as report
 from experiments import cli, records
-from experiments.methods import METHODS, Method
+from experiments.methods import FOR_FEW, Method
 from experiments.protocol import Splits
-from experiments.runs import Configuration, figures_of, plain, train
+from experiments.runs import Configuration, figures_of, members_of, plain, train, weights_of_members
 from noisynat import acquisition
 
 _MODULE = "experiments.active_learning"
 _DATASETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "protein", "wine", "yacht")
-_METHODS = ("bbb", "nng-ffg", "nng-kron", "nng-full")
-STRATEGIES = ("random", "active")
-_SCORED_AT_ONCE = 2000  # rows of the pool
+STRATEGIES = ("random", "variance", "reduction")
+_SCORED_AT_ONCE = 1000  # rows of the pool
+_REFERENCE = 400  # rows of the pool that stand for all of them
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Protocol:
         additions: rows whose targets are asked for, one by one.
         test: rows to test on.
         hidden: units of the network.
-        steps: of each training, on all rows at once.
+        steps: of each training, on all rows at once; Bayes by Backprop has its own number.
         samples: of the functions, for scores and predictions.
         seed: of divisions, initial weights and noise.
     """
@@ -58,21 +59,21 @@ class Protocol:
     additions: int = 9
     test: int = 100
     hidden: int = 10
-    steps: int = 1000
-    samples: int = 100
+    steps: int = 200
+    samples: int = 200
     seed: int = 0
 
-    def configuration(self) -> Configuration:
-        """Of every training."""
-        return Configuration(
-            epochs=self.steps, batch_size=self.initial + self.additions, hidden=self.hidden, seed=self.seed
-        )
+    def configuration(self, method: Method, asked: int) -> Configuration:
+        """Of the training after a number of targets have been asked for."""
+        batch_size = self.initial + self.additions
+        config = Configuration(self.steps, batch_size, hidden=self.hidden, seed=self.seed + asked)
+        return replace(config, **method.configuration)
 
 
 class Task:
     """The repeats of a data set, and which rows each has asked for.
 
-    Every repeat is there twice, once for each of :data:`STRATEGIES`; together they are R = 2 * repeats replicas.
+    Every repeat is there once for each of :data:`STRATEGIES`; together they are R = 3 * repeats replicas.
 
     Args:
         data: the set.
@@ -130,8 +131,8 @@ class Task:
         """Ask for one more target in every replica.
 
         Args:
-            scores: of all rows of the pool, (R, P); in the replicas of the active strategy the highest is asked for,
-                in the others a random one, the next.
+            scores: of all rows of the pool, (R, P); the highest is asked for, but with the random strategy, whose
+                replicas are the first, the next row.
         """
         scores = scores.double().scatter(1, torch.as_tensor(self.known), -torch.inf)
         best = scores.argmax(1).numpy()
@@ -140,26 +141,55 @@ class Task:
         self.known = np.concatenate([self.known, best[:, None]], 1)
 
 
-def scores_of(network: noisynat.VariationalNetwork, inputs: np.ndarray, samples: int, seed: int) -> Tensor:
-    """Epistemic variance at the inputs (R, P, features), (R, P); every row sees the same functions."""
-    parts = []
-    for start in range(0, inputs.shape[1], _SCORED_AT_ONCE):
-        x = torch.as_tensor(inputs[:, start : start + _SCORED_AT_ONCE]).float()
-        prediction = network.predict(x, samples, generator=torch.Generator().manual_seed(seed))
-        parts.append(acquisition.predictive_variance(prediction))
-    return torch.cat(parts, 1)
+class Answers:
+    """What a trained method predicts, of every replica or mixture of replicas, by the same functions everywhere.
 
+    Args:
+        network: that was trained.
+        splits: on which it was.
+        protocol: says how many functions.
+        seed: of the functions.
+    """
 
-def figures(network: noisynat.VariationalNetwork, splits: Splits, samples: int) -> dict[str, np.ndarray]:
-    """RMSE and log-likelihood of the rows to test on, raw units, (R,)."""
-    prediction = network.predict(splits.x_test, samples)
-    pointwise = {
-        "log_prob": prediction.log_prob(splits.y_test).double().numpy(),
-        "mean": prediction.mean.squeeze(-1).double().numpy(),
-        "cdf": prediction.cdf(splits.y_test).squeeze(-1).double().numpy(),
-    }
-    found = figures_of(pointwise, splits)
-    return {key: found[key] for key in ("rmse", "log_likelihood")}
+    def __init__(self, network: noisynat.VariationalNetwork, splits: Splits, protocol: Protocol, seed: int = 0) -> None:
+        self.network, self.splits, self.protocol, self.seed = network, splits, protocol, seed
+        data = (members_of(part, network.replicas) for part in (splits.x_train, splits.y_train))
+        self.weights = weights_of_members(network.elbo(*data, num_samples=100))
+
+    def at(self, x: Tensor) -> noisynat.Predictive:
+        """The prediction at inputs (R, n, features)."""
+        replicas = self.network.replicas
+        return self.network.predict(
+            members_of(x, replicas),
+            -(-self.protocol.samples // replicas[1:].numel()),  # of each member
+            generator=torch.Generator().manual_seed(self.seed),
+            combine=self.weights,
+        )
+
+    def scores(self, inputs: np.ndarray) -> Tensor:
+        """Of the pool's inputs (R, P, features), (R, P): variance or its expected reduction, by strategy."""
+        repeats = self.protocol.repeats
+        reference = np.random.default_rng(self.seed).permutation(inputs.shape[1])[:_REFERENCE]
+        parts = []
+        for start in range(0, inputs.shape[1], _SCORED_AT_ONCE):
+            candidates = inputs[:, start : start + _SCORED_AT_ONCE]
+            count = candidates.shape[1]
+            prediction = self.at(torch.as_tensor(np.concatenate([candidates, inputs[:, reference]], 1)).float())
+            variance = acquisition.predictive_variance(prediction)
+            reduction = acquisition.expected_variance_reduction(prediction, slice(count, None))
+            parts.append(torch.cat([variance[: 2 * repeats], reduction[2 * repeats :]])[:, :count])
+        return torch.cat(parts, 1)
+
+    def figures(self) -> dict[str, np.ndarray]:
+        """RMSE and log-likelihood of the rows to test on, raw units, (R,)."""
+        prediction, y = self.at(self.splits.x_test), self.splits.y_test
+        pointwise = {
+            "log_prob": prediction.log_prob(y),
+            "mean": prediction.mean.squeeze(-1),
+            "cdf": prediction.cdf(y).squeeze(-1),
+        }
+        found = figures_of({key: value.double().numpy() for key, value in pointwise.items()}, self.splits)
+        return {key: found[key] for key in ("rmse", "log_likelihood")}
 
 
 def run(method: Method, data: uci_data.Dataset, protocol: Protocol, folder: Path) -> pd.DataFrame:
@@ -175,8 +205,9 @@ def run(method: Method, data: uci_data.Dataset, protocol: Protocol, folder: Path
         task.known = np.concatenate([task.known, _asked(rows)], 1)
     while (done := 0 if rows is None else rows.asked.max() + 1) <= protocol.additions:
         splits = task.splits()
-        config = replace(protocol.configuration(), seed=protocol.seed + int(done))
+        config = protocol.configuration(method, int(done))
         network, _ = train(method, splits, config)
+        answers = Answers(network, splits, protocol, config.seed)
         round_rows = pd.DataFrame(
             {
                 "dataset": data.name,
@@ -184,10 +215,10 @@ def run(method: Method, data: uci_data.Dataset, protocol: Protocol, folder: Path
                 "strategy": np.repeat(STRATEGIES, protocol.repeats),
                 "repeat": np.tile(np.arange(protocol.repeats), len(STRATEGIES)),
                 "asked": done,
-                **figures(network, splits, protocol.samples),
+                **answers.figures(),
             }
         )
-        task.ask(scores_of(network, task.inputs(), protocol.samples, config.seed))
+        task.ask(answers.scores(task.inputs()))
         round_rows["next"] = task.known[:, -1]
         rows = round_rows if rows is None else pd.concat([rows, round_rows], ignore_index=True)
         records.write_table(path, rows)
@@ -216,17 +247,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(help=__doc__.split("\n\n")[0])
 def main(
     datasets: Annotated[list[str] | None, typer.Argument(help=f"Data sets; default: {' '.join(_DATASETS)}.")] = None,
-    methods: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(METHODS)}.")] = ",".join(_METHODS),
+    methods: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(FOR_FEW)}.")] = ",".join(FOR_FEW),
     repeats: Annotated[int, typer.Option(min=2, help="Divisions of the rows.")] = 40,
     additions: Annotated[int, typer.Option(min=1, help="Targets asked for.")] = 9,
-    steps: Annotated[int, typer.Option(min=1, help="Of each training.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training.")] = 200,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/active_learning"),
     seed: Annotated[int, typer.Option(help="Of divisions, initial weights and noise.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
 ) -> None:
     """Ask, train, compare and report; finished rounds are kept, a stopped run is resumed."""
     console = cli.started(threads)
-    chosen = cli.chosen(methods, METHODS)
+    chosen = cli.chosen(methods, FOR_FEW)
     names = cli.checked_datasets(datasets or _DATASETS)
     protocol = Protocol(repeats=repeats, additions=additions, steps=steps, seed=seed)
     tables = []

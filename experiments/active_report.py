@@ -18,7 +18,10 @@ from experiments import summary
 from experiments.elbo_statistics import paired_difference
 from experiments.figures import COLORS, save
 
-_STYLES = {"random": "--", "active": "-"}
+_STYLES = {"random": "--", "variance": ":", "reduction": "-"}
+
+
+_KEYS = ("data set", "method", "asked for by")
 
 
 def line(rows: pd.DataFrame) -> str:
@@ -28,7 +31,9 @@ def line(rows: pd.DataFrame) -> str:
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per data set and method: figures after the last addition, and active less random, paired by repeat.
+    """A row per data set, method and strategy but the random one, whose figures after the last addition it is less.
+
+    Differences are paired by repeat.
 
     Args:
         table: rows with ``dataset``, ``method``, ``strategy``, ``repeat``, ``asked``, ``rmse`` and ``log_likelihood``.
@@ -36,13 +41,15 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     last = table[table.asked == table.asked.max()]
     for (dataset, method), group in last.groupby(["dataset", "method"], sort=False):
-        row: dict[str, Any] = {"dataset": dataset, "method": method}
-        by_strategy = {name: part.sort_values("repeat") for name, part in group.groupby("strategy")}
-        for key in ("rmse", "log_likelihood"):
-            active, random = (by_strategy[name][key].to_numpy() for name in ("active", "random"))
-            row[f"{key}_random"], row[f"{key}_active"] = random.mean(), active.mean()
-            row[f"{key}_change"], row[f"{key}_error"], row[f"{key}_verdict"] = paired_difference(active, random)
-        rows.append(row)
+        parts = {name: part.sort_values("repeat") for name, part in group.groupby("strategy", sort=False)}
+        random = parts.pop("random")
+        for strategy, part in parts.items():
+            row: dict[str, Any] = {"dataset": dataset, "method": method, "strategy": strategy}
+            for key in ("rmse", "log_likelihood"):
+                row[f"{key}_random"], row[f"{key}_active"] = random[key].mean(), part[key].mean()
+                found = paired_difference(part[key].to_numpy(), random[key].to_numpy())
+                row[f"{key}_change"], row[f"{key}_error"], row[f"{key}_verdict"] = found
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -54,8 +61,8 @@ def markdown(gains: pd.DataFrame, provenance: dict[str, Any]) -> str:
         "RMSE and log-likelihood of the test rows after the last addition, mean over repeats in raw units; changes are",
         "active less random, paired by repeat, ± standard error; **bold** where they exceed two of these.",
         "",
-        "| data set | method | RMSE, random | RMSE, active | change | log-lik., random | log-lik., active | change |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {' | '.join(_KEYS)} | RMSE, random | active | change | log-lik., random | active | change |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *("| " + " | ".join(_cells(row)) + " |" for row in gains.to_dict("records")),
     ]
     return "\n".join([*lines, "", *summary.provenance_lines(provenance), ""])
@@ -64,15 +71,15 @@ def markdown(gains: pd.DataFrame, provenance: dict[str, Any]) -> str:
 def screen(gains: pd.DataFrame) -> Table:
     """For the screen: RMSE only."""
     shown = Table(title="RMSE after the last addition", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-    for column in ("data set", "method", "random", "active", "change"):
-        shown.add_column(column, justify="left" if column in ("data set", "method") else "right", no_wrap=True)
+    for column in (*_KEYS, "random", "active", "change"):
+        shown.add_column(column, justify="left" if column in _KEYS else "right", no_wrap=True)
     for row in gains.to_dict("records"):
-        shown.add_row(*(cell.strip("*") for cell in _cells(row)[:5]))
+        shown.add_row(*(cell.strip("*") for cell in _cells(row)[:6]))
     return shown
 
 
 def figure(table: pd.DataFrame, path: Path) -> None:
-    """A panel per data set: mean RMSE by targets asked for, active drawn through, random dashed, one standard error."""
+    """A panel per data set: mean RMSE by targets asked for, with one standard error for the expected reduction."""
     datasets = list(table.dataset.unique())
     columns = min(len(datasets), 3)
     rows = -(-len(datasets) // columns)
@@ -87,7 +94,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
             mean, error = by_round.mean(), by_round.sem()
             label = f"{method}, {strategy}"
             axes.plot(mean.index, mean, _STYLES[strategy], color=COLORS[method], label=label, linewidth=1.2)
-            if strategy == "active":
+            if strategy == "reduction":
                 axes.fill_between(mean.index, mean - error, mean + error, color=COLORS[method], alpha=0.15, linewidth=0)
         axes.set_title(dataset, fontsize="medium")
         axes.grid(alpha=0.3)
@@ -99,7 +106,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
 
 
 def _cells(row: dict[Any, Any]) -> list[str]:
-    cells = [str(row["dataset"]), str(row["method"])]
+    cells = [row["dataset"], row["method"], row["strategy"]]
     for key in ("rmse", "log_likelihood"):
         change = f"{row[f'{key}_change']:+.3f}±{row[f'{key}_error']:.3f}"
         marked = f"**{change}**" if row[f"{key}_verdict"] in ("higher", "lower") else change

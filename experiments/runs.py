@@ -254,7 +254,7 @@ def evaluate(network: noisynat.VariationalNetwork, splits: Splits, config: Confi
         members_of(splits.x_test, network.replicas),
         num_samples=-(-config.test_samples // network.replicas[1:].numel()),  # of each member
         predictive=config.predictive,
-        combine=None if len(network.replicas) == 1 else torch.softmax(_SHARPNESS * elbo.per_datum, dim=-1),
+        combine=weights_of_members(elbo),
     )
     pointwise = {
         "log_prob": prediction.log_prob(splits.y_test),
@@ -278,6 +278,11 @@ def evaluate(network: noisynat.VariationalNetwork, splits: Splits, config: Confi
         **{key: _per_split(value) for key, value in {**of_training, **of_prediction}.items()},
     }
     return Evaluation(pd.DataFrame(columns), _first_split(prediction, splits), arrays)
+
+
+def weights_of_members(elbo: noisynat.ELBO) -> Tensor | None:
+    """Of a mixture, (R, M), by the ELBO on their training part; None where every split has one network."""
+    return torch.softmax(_SHARPNESS * elbo.per_datum, dim=-1) if elbo.total.dim() > 1 else None
 
 
 def _per_split(value: Tensor) -> np.ndarray:

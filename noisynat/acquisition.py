@@ -1,7 +1,7 @@
 """Acquisition functions: where to look next, as scores of candidate points (*replicas, N), the highest first.
 
-For active learning, the spread of the functions or the information that a target gives about the weights; for
-optimization, expected improvement. Thompson sampling needs none: take the optimum of one of
+For active learning, the spread of the functions, how much of it a target would take away, or what a target tells about
+the weights; for optimization, expected improvement. Thompson sampling needs none: take the optimum of one of
 :meth:`noisynat.VariationalNetwork.sample_functions`.
 """
 
@@ -20,6 +20,30 @@ def predictive_variance(prediction: Predictive) -> Tensor:
         prediction: at the candidates.
     """
     return prediction.epistemic_variance.sum(-1)
+
+
+def expected_variance_reduction(prediction: Predictive, reference: slice | Tensor = slice(None)) -> Tensor:
+    """By how much a target would lower the mean epistemic variance at reference inputs, (*replicas, N).
+
+    Cov[f_m, f_n]^2 / (Var[f_n] + noise_n), averaged over reference inputs m and added up over outputs: exact where the
+    functions are normal, and an estimate elsewhere (Cohn et al. 1996, eq. 15). A target far from all that will be asked
+    about has a high variance, and tells little.
+
+    Args:
+        prediction: at candidates and reference inputs together, for the same functions at both.
+        reference: which of its N inputs stand for those that count; all of them by default. Memory is that of N numbers
+            for each of them.
+    """
+    deviations = prediction.means - prediction.mean
+    n = deviations.mT  # (S, *replicas, K, N)
+    m = deviations[..., reference, :].mT
+    if prediction.weights is None:
+        m = m / len(m)
+    else:
+        m = m * prediction.weights[..., None, None]
+    covariance = torch.einsum("s...m,s...n->...mn", m, n)
+    variance = prediction.variance.mT.clamp(min=torch.finfo(n.dtype).tiny)
+    return (covariance.square().mean(-2) / variance).sum(-2)
 
 
 def bald(prediction: Predictive) -> Tensor:

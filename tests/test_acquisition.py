@@ -132,6 +132,46 @@ def test_bald_of_numbers_far_apart_and_together() -> None:
     )
 
 
+# --- expected variance reduction --------------------------------------------------------------
+
+
+def test_reduction_is_what_a_target_does_to_a_gaussian_posterior() -> None:
+    """Of a linear function with a known posterior: the variance before less that after the exact update."""
+    covariance = torch.tensor([[1.0, 0.3], [0.3, 0.5]]).double()
+    count, noise = 400_000, 0.25
+    weights = torch.randn(count, 2).double() @ torch.linalg.cholesky(covariance).mT
+    candidates, reference = torch.tensor([[1.0, 0.0], [1.0, -2.0]]).double(), torch.randn(3, 2).double()
+    pred = prediction((weights @ torch.cat([candidates, reference]).mT).unsqueeze(-1))
+    found = acquisition.expected_variance_reduction(pred, slice(2, None))[:2]
+    for x, reduction in zip(candidates, found, strict=True):
+        after = torch.linalg.inv(torch.linalg.inv(covariance) + torch.outer(x, x) / noise)
+        before_less_after = (reference @ (covariance - after) * reference).sum(-1).mean()
+        torch.testing.assert_close(reduction, before_less_after, rtol=0.02, atol=0)
+
+
+def test_reduction_by_hand() -> None:
+    """Two functions, f = (1, 0, 2) and (3, 4, 2): deviations are 1, 2 and 0, the noise's variance is 0.25."""
+    pred = prediction(torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.0, 2.0]]).unsqueeze(-1))
+    everywhere = [(1 * 1 + 2 * 2) / 3 / 1.25, (2 * 2 + 4 * 4) / 3 / 4.25, 0.0]
+    torch.testing.assert_close(acquisition.expected_variance_reduction(pred), torch.tensor(everywhere).double())
+    at_the_first = [1 / 1.25, 4 / 4.25, 0.0]
+    torch.testing.assert_close(
+        acquisition.expected_variance_reduction(pred, torch.tensor([0])), torch.tensor(at_the_first).double()
+    )
+
+
+def test_reduction_adds_outputs_up_and_weighs_functions() -> None:
+    """Weights 1 to 3 of 0 and 4 make a variance of 3; the second output's is 12."""
+    pred = prediction(torch.tensor([[[[0.0, 8.0]]], [[[4.0, 0.0]]]]).movedim(0, 1)).combine(torch.tensor([1.0, 3.0]))
+    expected = 3 * 3 / 3.25 + 12 * 12 / 12.25
+    torch.testing.assert_close(acquisition.expected_variance_reduction(pred), torch.tensor([expected]).double())
+
+
+def test_reduction_without_any_uncertainty_is_nothing() -> None:
+    certain = prediction(torch.zeros(2, 3, 1), NormalNoise(torch.zeros(1, 1).double()))
+    assert acquisition.expected_variance_reduction(certain).tolist() == [0, 0, 0]
+
+
 # --- variance, weights, shapes ----------------------------------------------------------------
 
 
@@ -171,7 +211,8 @@ def test_shapes_with_replicas(likelihood: noisynat.Likelihood, outputs: int) -> 
     bnn = noisynat.VariationalNetwork(nn.Linear(2, outputs), likelihood, num_data=50, replicas=(2, 3))
     pred = bnn.predict(0.1 * torch.randn(4, 2), num_samples=3)
     for each, shape in ((pred, (2, 3, 4)), (pred.combine(), (2, 4)), (pred.replica((1, 2)), (4,))):
-        for score in (acquisition.predictive_variance(each), acquisition.bald(each)):
+        reduction = acquisition.expected_variance_reduction(each, slice(2))
+        for score in (acquisition.predictive_variance(each), acquisition.bald(each), reduction):
             assert score.shape == shape
             assert bool((score >= -1e-5).all())
         if each.means.shape[-1] == 1:

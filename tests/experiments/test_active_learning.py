@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import noisynat
 from experiments import active_learning, active_report
-from experiments.active_learning import Protocol, Task, run, scores_of
-from experiments.methods import METHODS
+from experiments.active_learning import Answers, Protocol, Task, run
+from experiments.methods import FOR_FEW
 
 PROTOCOL = Protocol(repeats=3, initial=5, additions=2, test=10, hidden=3, steps=5, samples=10)
 
@@ -28,13 +28,14 @@ def made_up(rows: int = 40) -> Any:
     return SimpleNamespace(name="made-up", X=x, y=x[:, 0] + 0.1 * generator.normal(size=rows))
 
 
-def test_rows_are_for_testing_or_in_the_pool_and_both_strategies_begin_alike() -> None:
+def test_rows_are_for_testing_or_in_the_pool_and_all_strategies_begin_alike() -> None:
     task = Task(made_up(), PROTOCOL)
     for test, pool in zip(task.test, task.pool, strict=True):
         assert sorted([*test, *pool]) == list(range(40))
-    assert task.pool.shape == (6, 30)
-    np.testing.assert_array_equal(task.pool[:3], task.pool[3:])
-    np.testing.assert_array_equal(task.known, np.tile(np.arange(5), (6, 1)))
+    assert task.pool.shape == (9, 30)
+    np.testing.assert_array_equal(task.pool[:3], task.pool[3:6])
+    np.testing.assert_array_equal(task.pool[:3], task.pool[6:])
+    np.testing.assert_array_equal(task.known, np.tile(np.arange(5), (9, 1)))
     assert not np.array_equal(task.pool[0], task.pool[1])
 
 
@@ -55,33 +56,45 @@ def test_standardization_by_the_pool_s_inputs_and_the_known_targets() -> None:
 
 def test_the_highest_score_that_is_not_known_is_asked_for() -> None:
     task = Task(made_up(), PROTOCOL)
-    scores = torch.zeros(6, 30)
+    scores = torch.zeros(9, 30)
     scores[:, 2] = 9.0  # known already
     scores[4, 17] = 1.0
-    scores[5, 29] = 1.0
+    scores[8, 29] = 1.0
     task.ask(scores)
     assert task.known[:3, -1].tolist() == [5, 5, 5]
-    assert task.known[4:, -1].tolist() == [17, 29]
+    assert task.known[[4, 8], -1].tolist() == [17, 29]
     task.ask(scores + torch.arange(30) / 100)
     assert task.known[:3, -1].tolist() == [6, 6, 6]
-    assert task.known[4:, -1].tolist() == [29, 28]
+    assert task.known[[4, 8], -1].tolist() == [29, 28]
     assert task.asked == 2
     assert task.splits().num_train == 7
 
 
-def test_scores_are_the_functions_variance_whatever_is_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("members", [1, 2])
+def test_scores_are_variance_or_its_reduction_whatever_is_scored_at_once(
+    members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task(made_up(), PROTOCOL)
+    replicas = 9 if members == 1 else (9, members)
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
-    bnn = noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(0.1), num_data=5, replicas=2)
-    inputs = np.random.default_rng(0).normal(size=(2, 7, 2))
-    whole = scores_of(bnn, inputs, 50, seed=3)
-    monkeypatch.setattr(active_learning, "_SCORED_AT_ONCE", 3)
-    torch.testing.assert_close(scores_of(bnn, inputs, 50, seed=3), whole)
-    functions = bnn.predict(torch.as_tensor(inputs).float(), 50, generator=torch.Generator().manual_seed(3)).samples
-    torch.testing.assert_close(whole, functions.var(0, correction=0).squeeze(-1))
+    bnn = noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(0.1), num_data=5, replicas=replicas)
+    answers = Answers(bnn, task.splits(), PROTOCOL, seed=3)
+    whole = answers.scores(task.inputs())
+    monkeypatch.setattr(active_learning, "_SCORED_AT_ONCE", 4)
+    torch.testing.assert_close(answers.scores(task.inputs()), whole)
+
+    prediction = answers.at(torch.as_tensor(task.inputs()).float())
+    spread = prediction.means - prediction.mean
+    weights = torch.full((10, 9), 0.1) if prediction.weights is None else prediction.weights
+    covariance = torch.einsum("sr,srm,srn->rmn", weights, spread[..., 0], spread[..., 0])
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(whole[:6], variance[:6])
+    reduction = covariance.square().mean(1) / (variance + 0.1**2)  # the pool is smaller than the reference
+    torch.testing.assert_close(whole[6:], reduction[6:])
 
 
 def test_a_stopped_run_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, data = METHODS["nng-kron"], made_up()
+    method, data = FOR_FEW["nng-kron"], made_up()
     whole = run(method, data, PROTOCOL, tmp_path / "whole")
     original, trained = active_learning.train, []
 
@@ -97,12 +110,12 @@ def test_a_stopped_run_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytes
     again = run(method, data, PROTOCOL, tmp_path / "stopped")
     assert trained == [5, 6, 6, 7]
     pd.testing.assert_frame_equal(again, whole, rtol=1e-5)
-    assert len(whole) == 2 * 3 * 3
+    assert len(whole) == 3 * 3 * 3
 
 
 def test_other_settings_start_anew(tmp_path: Path) -> None:
-    first = run(METHODS["nng-kron"], made_up(), PROTOCOL, tmp_path)
-    other = run(METHODS["nng-ffg"], made_up(), PROTOCOL, tmp_path)
+    first = run(FOR_FEW["nng-kron"], made_up(), PROTOCOL, tmp_path)
+    other = run(FOR_FEW["nng-ffg"], made_up(), PROTOCOL, tmp_path)
     assert set(first.method) == {"nng-kron"}
     assert set(other.method) == {"nng-ffg"}
 
@@ -114,12 +127,13 @@ def test_gains_are_paired_by_repeat_after_the_last_addition() -> None:
 
     table = pd.concat(
         [
-            rows("random", 0, [9, 9, 9]), rows("active", 0, [1, 1, 1]),
-            rows("random", 1, [3, 4, 5]), rows("active", 1, [2, 3.5, 4]),
+            rows("random", 0, [9, 9, 9]), rows("variance", 0, [1, 1, 1]),
+            rows("random", 1, [3, 4, 5]), rows("variance", 1, [2, 3.5, 4]),
         ]
     )  # fmt: skip
     (gain,) = active_report.gains(table).to_dict("records")
     difference = np.array([-1, -0.5, -1])
+    assert gain["strategy"] == "variance"
     assert gain["rmse_random"] == 4
     assert gain["rmse_change"] == pytest.approx(difference.mean())
     assert gain["rmse_error"] == pytest.approx(difference.std(ddof=1) / 3**0.5)
@@ -137,6 +151,6 @@ def test_the_command_writes_its_tables_and_figure(tmp_path: Path) -> None:
     result = CliRunner().invoke(active_learning.app, [*arguments, "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "active_learning.csv")
-    assert table.groupby(["method", "strategy", "asked"]).size().tolist() == [2] * 8
-    assert "| yacht | nng-kron |" in (tmp_path / "active_learning.md").read_text()
+    assert table.groupby(["method", "strategy", "asked"]).size().tolist() == [2] * 12
+    assert "| yacht | nng-kron | reduction |" in (tmp_path / "active_learning.md").read_text()
     assert (tmp_path / "active_learning.png").stat().st_size > 10_000
