@@ -1,7 +1,7 @@
 """The methods that the experiments compare, all on the same network and prior.
 
-``METHODS`` are the posterior families, each trained in one go; ``RECIPES`` are mixtures trained in phases; ``FOR_FEW`` are
-for a few dozen examples.
+``METHODS`` are the posterior families, each trained in one go; ``RECIPES`` are mixtures trained in phases; ``FOR_FEW``
+are for a few dozen examples.
 """
 
 from __future__ import annotations
