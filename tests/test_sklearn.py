@@ -146,6 +146,17 @@ def test_noise_can_be_constant() -> None:
         assert bool(noise.std() > 1e-8) == differs
 
 
+def test_outliers_are_drawn_in_up_to_the_limit() -> None:
+    """By hand: 4 standard deviations with a limit of 3 are 4 / sqrt(1 + 16 / 9) = 2.4."""
+    column = np.array([-1.0, 1.0] * 45).reshape(-1, 1)  # mean 0, standard deviation 1
+    inputs = np.array([[4.0], [-4.0], [0.0], [1e9]])
+    for limit, expected in ((3.0, [2.4, -2.4, 0, 3]), (None, [4, -4, 0, 1e9])):
+        model = BayesianMLPRegressor(input_limit=limit, **BRIEF).fit(column, Y)
+        np.testing.assert_allclose(model._inputs(inputs).squeeze(1), expected, atol=1e-12)
+        far, near = model.predict(inputs[3:], return_std=True)[1], model.predict(column[:1], return_std=True)[1]
+        assert bool(far > 1e6 * near) == (limit is None)
+
+
 def test_it_learns_a_curve_without_tuning() -> None:
     for effort, structure, score in (("quick", "kronecker", 0.9), ("thorough", "dense", 0.95)):
         model = BayesianMLPRegressor(effort=effort, random_state=0).fit(X, Y)
@@ -322,6 +333,8 @@ def test_sparse_inputs_are_refused() -> None:
         ("learning_rate_init", 0.0),
         ("n_posterior_samples", 1.5),
         ("noise", "loud"),
+        ("input_limit", 0),
+        ("input_limit", "far"),
     ],
 )
 def test_wrong_settings_are_named(setting: str, value: Any) -> None:

@@ -40,6 +40,7 @@ class BayesianMLP(BaseEstimator, ABC):
         activation: str,
         posterior: str,
         prior_variance: float | Literal["empirical_bayes"],
+        input_limit: float | None,
         n_networks: int,
         effort: str,
         max_iter: int | Literal["auto"],
@@ -53,6 +54,7 @@ class BayesianMLP(BaseEstimator, ABC):
         self.activation = activation
         self.posterior = posterior
         self.prior_variance = prior_variance
+        self.input_limit = input_limit
         self.n_networks = n_networks
         self.effort = effort
         self.max_iter = max_iter
@@ -168,13 +170,14 @@ class BayesianMLP(BaseEstimator, ABC):
         return list(sizes) if isinstance(sizes, Iterable) else [sizes]
 
     def _inputs(self, X: np.ndarray) -> Tensor:
-        """Standardized, float64."""
-        return torch.from_numpy(self.x_scaler_.transform(X))
+        """Standardized and limited, float64."""
+        x = torch.from_numpy(self.x_scaler_.transform(X))
+        return x if self.input_limit is None else x / (1 + (x / self.input_limit).square()).sqrt()
 
     # --- prediction -------------------------------------------------------------------------------
 
     def _predictive(self, x: Tensor, num_samples: int | None = None, seed: int | None = None) -> noisynat.Predictive:
-        """Of standardized inputs x (n, features); the same numbers at every call, whatever rows x has."""
+        """Of the network's inputs x (n, features); the same numbers at every call, whatever rows x has."""
         num_samples = num_samples or self.n_posterior_samples
         return self.network_.predict(
             x,
@@ -202,8 +205,10 @@ class BayesianMLP(BaseEstimator, ABC):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
         if not all(map(_is_positive_whole, self._hidden())):
             raise ValueError(f"hidden_layer_sizes must be positive whole numbers, got {self.hidden_layer_sizes!r}")
-        if not isinstance(self.learning_rate_init, Real) or not 0 < self.learning_rate_init < float("inf"):
+        if not _is_positive(self.learning_rate_init):
             raise ValueError(f"learning_rate_init must be a positive number, got {self.learning_rate_init!r}")
+        if self.input_limit is not None and not _is_positive(self.input_limit):
+            raise ValueError(f"input_limit must be a positive number or None, got {self.input_limit!r}")
         for name, names in {
             "activation": course.ACTIVATIONS,
             "posterior": course.STRUCTURES,
@@ -218,6 +223,10 @@ class BayesianMLP(BaseEstimator, ABC):
 
 def _is_positive_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, Real) and 0 < float(value) < float("inf")
 
 
 def seed_of(random_state: int | np.random.RandomState | None) -> int:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
     """Classification by a mixture of Bayesian neural networks, as a scikit-learn estimator that needs no tuning.
 
-    Inputs are standardized inside. A few networks with Kronecker posteriors are trained as one batch; together they
-    predict. A thorough training of small networks ends with dense posteriors (:doc:`/howto/better_posterior`).
-    Probabilities are averages over the posterior, so that they are less sure where there are few examples. Classes may
-    be numbers or strings, two or more.
+    Inputs are standardized inside, outliers drawn in. A few networks with Kronecker posteriors are trained as one
+    batch; together they predict. A thorough training of small networks ends with dense posteriors
+    (:doc:`/howto/better_posterior`). Probabilities are averages over the posterior, so that they are less sure where
+    there are few examples. Classes may be numbers or strings, two or more.
 
     Args:
         hidden_layer_sizes: units of each hidden layer.
@@ -37,6 +37,9 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
             weights. ``"dense"`` is Kronecker for the first nine tenths of the epochs. Also ``"matrix_normal"``,
             ``"eigen_corrected"`` and ``"diagonal"``.
         prior_variance: of every weight, on standardized inputs, or ``"empirical_bayes"``, fitted by layer.
+        input_limit: standardized inputs x become x / sqrt(1 + (x / limit)^2), so that an outlier is never further out
+            than this (the smooth clipping of Holzmüller et al. 2024). None leaves them as they are, for predictions
+            that are to grow less sure the further one goes from the data.
         n_networks: in the mixture.
         effort: ``"quick"`` is 80 steps on all examples at once; beyond 1,600 examples, a step more for every 20, on
             2,000 at a time. ``"thorough"`` is about 4,000 steps, fewer if there are fewer than 267 examples, on batches
@@ -61,7 +64,7 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
         n_features_in_: features.
         n_iter_: epochs.
         n_samples_seen_: examples trained on, by ``fit`` and every ``partial_fit`` together.
-        network_: the trained :class:`noisynat.VariationalNetwork`, on standardized inputs.
+        network_: the trained :class:`noisynat.VariationalNetwork`, on such inputs.
         x_scaler_: scikit-learn's scaler of the inputs.
 
     Example:
@@ -79,7 +82,8 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
         activation: str = "relu",
         *,
         posterior: str = "auto",
-        prior_variance: float | Literal["empirical_bayes"] = 0.1,
+        prior_variance: float | Literal["empirical_bayes"] = 0.3,
+        input_limit: float | None = 3.0,
         n_networks: int = 3,
         effort: str = "quick",
         max_iter: int | Literal["auto"] = "auto",
@@ -94,6 +98,7 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):
             activation,
             posterior,
             prior_variance,
+            input_limit,
             n_networks,
             effort,
             max_iter,

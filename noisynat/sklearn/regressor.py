@@ -27,11 +27,11 @@ _NOISE: dict[str, Any] = {"noise": "gamma", "a0": 1.0, "b0": 0.001, "initial_std
 class BayesianMLPRegressor(MultiOutputMixin, RegressorMixin, BayesianMLP):
     """Regression by a mixture of Bayesian neural networks, as a scikit-learn estimator that needs no tuning.
 
-    Inputs and targets are standardized inside. A few networks with Kronecker posteriors are trained as one batch;
-    together they predict. A thorough training of small networks ends with dense posteriors
-    (:doc:`/howto/better_posterior`), which pays where there is little noise. The noise is inferred, and by default
-    varies with the inputs. All that is said of y (std, covariance, intervals, draws, densities) includes the noise and
-    is in the targets' own units.
+    Inputs and targets are standardized inside, outliers among the inputs drawn in. A few networks with Kronecker
+    posteriors are trained as one batch; together they predict. A thorough training of small networks ends with dense
+    posteriors (:doc:`/howto/better_posterior`), which pays where there is little noise. The noise is inferred, and by
+    default varies with the inputs. All that is said of y (std, covariance, intervals, draws, densities) includes the
+    noise and is in the targets' own units.
 
     Args:
         hidden_layer_sizes: units of each hidden layer.
@@ -41,6 +41,9 @@ class BayesianMLPRegressor(MultiOutputMixin, RegressorMixin, BayesianMLP):
             weights. ``"dense"`` is Kronecker for the first nine tenths of the epochs. Also ``"matrix_normal"``,
             ``"eigen_corrected"`` and ``"diagonal"``.
         prior_variance: of every weight, on standardized data, or ``"empirical_bayes"``, fitted by layer.
+        input_limit: standardized inputs x become x / sqrt(1 + (x / limit)^2), so that an outlier is never further out
+            than this (the smooth clipping of Holzmüller et al. 2024). None leaves them as they are, for predictions
+            that are to grow less sure the further one goes from the data.
         n_networks: in the mixture.
         effort: ``"quick"`` is 80 steps on all examples at once; beyond 1,600 examples, a step more for every 20, on
             2,000 at a time. ``"thorough"`` is about 4,000 steps, fewer if there are fewer than 267 examples, on batches
@@ -65,7 +68,7 @@ class BayesianMLPRegressor(MultiOutputMixin, RegressorMixin, BayesianMLP):
         n_iter_: epochs.
         n_outputs_: targets.
         n_samples_seen_: examples trained on, by ``fit`` and every ``partial_fit`` together.
-        network_: the trained :class:`noisynat.VariationalNetwork`, on standardized data.
+        network_: the trained :class:`noisynat.VariationalNetwork`, on such data.
         x_scaler_: scikit-learn's scaler of the inputs.
         y_scaler_: of the targets.
 
@@ -87,6 +90,7 @@ class BayesianMLPRegressor(MultiOutputMixin, RegressorMixin, BayesianMLP):
         noise: str = "varying",
         posterior: str = "auto",
         prior_variance: float | Literal["empirical_bayes"] = 0.1,
+        input_limit: float | None = 3.0,
         n_networks: int = 3,
         effort: str = "quick",
         max_iter: int | Literal["auto"] = "auto",
@@ -102,6 +106,7 @@ class BayesianMLPRegressor(MultiOutputMixin, RegressorMixin, BayesianMLP):
             activation,
             posterior,
             prior_variance,
+            input_limit,
             n_networks,
             effort,
             max_iter,
