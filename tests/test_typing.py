@@ -104,6 +104,7 @@ PREPARED = """
 import torch
 from torch import Tensor, nn
 import noisynat
+from noisynat.interop.tensorboard import TensorBoardCallback
 def prepared(bnn: noisynat.VariationalNetwork, x: Tensor, optimizer: noisynat.NoisyKFAC) -> None:
 """
 WRONG_CALLS = {
@@ -121,6 +122,7 @@ WRONG_CALLS = {
     "bnn.sample_functions(2)[0].mean": "attr-defined",
     'bnn.with_posterior("diagonal")': "arg-type",
     "optimizer.step(x)": "call-overload",
+    "TensorBoardCallback(print)": "arg-type",
 }
 # What torch keeps to itself takes most of the time, and its public interface does without.
 SETTINGS = """

@@ -72,6 +72,13 @@ def answers(bnn: noisynat.VariationalNetwork, x: Tensor, y: Tensor) -> None:
         bnn(x)
 
 
+class Printer:
+    """In place of a SummaryWriter."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        print(step, tag, value)
+
+
 def files(bnn: noisynat.VariationalNetwork, optimizer: noisynat.NoisyNaturalGradient, path: Path) -> None:
     torch.save({"bnn": bnn.state_dict(), "optimizer": optimizer.state_dict()}, path)
     bnn.load_state_dict(torch.load(path, weights_only=True)["bnn"])
@@ -80,6 +87,7 @@ def files(bnn: noisynat.VariationalNetwork, optimizer: noisynat.NoisyNaturalGrad
     data = noisynat.TensorBatches(torch.zeros(2, 9, 1), torch.zeros(2, 9, 1), replicas=bnn.replicas)
     write = TensorBoardCallback(SummaryWriter(), bnn, prefix="run")
     assert_type(noisynat.fit(bnn, optimizer, data, epochs=1, on_epoch=write), noisynat.History)
+    noisynat.fit(bnn, optimizer, data, epochs=1, on_epoch=TensorBoardCallback(Printer()))
     full = bnn.with_posterior("dense")
     assert_type(full.load_functions(bnn.sample_functions(2).state_dict()), noisynat.SampledFunctions)
 
