@@ -8,7 +8,7 @@ Regression with more noise on the right, with constant and with varying noise; t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import matplotlib
 
@@ -85,8 +85,8 @@ def regression(path: Path, epochs: int) -> None:
     """A band, calibration of two likelihoods, and errors against standard deviations."""
     x, y = wave(200, seed=0)
     x_test, y_test = wave(500, seed=1)
-    noise = {"a0": 1.0, "b0": 0.001, "initial_std": 0.2}
-    constant, _ = train(mlp(1, 20, 1), noisynat.GaussianLikelihood("gamma", **noise), x, y, epochs)  # type: ignore[arg-type]
+    noise: dict[str, Any] = {"a0": 1.0, "b0": 0.001, "initial_std": 0.2}
+    constant, _ = train(mlp(1, 20, 1), noisynat.GaussianLikelihood("gamma", **noise), x, y, epochs)
     varying, _ = train(mlp(1, 20, 2), noisynat.HeteroscedasticGaussianLikelihood("gamma", **noise), x, y, epochs)
     figure, (band, calibration, errors) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     grid = torch.linspace(-3, 3, 300).unsqueeze(-1)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from noisynat.predictive import Predictive
 
+__all__ = ["bald", "expected_improvement", "predictive_variance"]
+
 
 def predictive_variance(prediction: Predictive) -> Tensor:
     """Epistemic variance, added up over outputs, (*replicas, N): the criterion of MacKay (1992) for equal noise.

@@ -14,6 +14,8 @@ from torch import Tensor
 from noisynat.likelihoods.base import ClassModel
 from noisynat.predictive import Predictive
 
+__all__ = ["LEVELS", "Reliability", "central_level", "confidence", "interval_coverage", "reliability"]
+
 LEVELS = tuple(i / 20 for i in range(1, 20))
 """Levels of central intervals from 0.05 to 0.95."""
 

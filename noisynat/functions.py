@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -40,7 +40,13 @@ class SampledFunctions:
         """S."""
         return len(self._weights[0])
 
-    def __getitem__(self, index: int | slice) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> SampledFunction: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> SampledFunctions: ...
+
+    def __getitem__(self, index: int | slice) -> SampledFunction | SampledFunctions:
         """A :class:`SampledFunction`, or some as :class:`SampledFunctions`."""
         if isinstance(index, slice):
             return SampledFunctions(self._sampler, [weight[index] for weight in self._weights], self._others)

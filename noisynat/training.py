@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from noisynat.errors import check_finite
 from noisynat.likelihoods import HeteroscedasticGaussianLikelihood
@@ -48,7 +49,7 @@ def fit(
     epochs: int,
     *,
     progress: bool = True,
-    scheduler: Any = None,
+    scheduler: LRScheduler | None = None,
     kl_warmup: float = 0.0,
     kl_start: float | None = None,
     noise_warmup: tuple[float, float] | None = None,
@@ -137,7 +138,12 @@ class _Run:
     """The state of a training run, and how it is saved."""
 
     def __init__(
-        self, network: VariationalNetwork, optimizer: Optimizer, data: Batches, scheduler: Any, path: Path | None
+        self,
+        network: VariationalNetwork,
+        optimizer: Optimizer,
+        data: Batches,
+        scheduler: LRScheduler | None,
+        path: Path | None,
     ) -> None:
         self.network, self.optimizer, self.data, self.scheduler, self.path = network, optimizer, data, scheduler, path
         self.history = History()

@@ -1,7 +1,7 @@
 """A network as a LightningModule: training, ELBO, predictions and checkpoints by Lightning's Trainer.
 
 Lightning (Falcon et al. 2019) comes with the extra ``noisynat[lightning]``; without it importing this module raises
-ImportError. A LightningModule of one's own works too, see the guide on other packages.
+ImportError. A LightningModule of one's own works too, see the guide to Lightning.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ except ImportError as error:
 
 __all__ = ["LightningNetwork"]
 
-Batch = tuple[Tensor, Tensor] | Sequence[Tensor]
+Batch = Sequence[Tensor]  # x and y
 
 
 class LightningNetwork(LightningModule):
@@ -101,12 +101,18 @@ class LightningNetwork(LightningModule):
         return outputs
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the scheduler if there is one."""
+        """The optimizer, and the scheduler if there is one.
+
+        Raises:
+            ValueError: if there is a scheduler, and the Trainer is to run without end.
+        """
         optimizer = self._make_optimizer(self.network)
         if self._make_scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self._make_scheduler(optimizer, steps)
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError("the scheduler needs the number of steps: give the Trainer max_epochs or max_steps")
+        scheduler = self._make_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # --- training ---------------------------------------------------------------------------------
@@ -211,12 +217,13 @@ class LightningNetwork(LightningModule):
 
     def on_train_start(self) -> None:
         """Resume the batches themselves: in the middle of an epoch Lightning does so, between epochs it does not."""
-        data = self.trainer.train_dataloader
-        if self._resumed is not None and isinstance(data, TensorBatches):
-            data.load_state_dict(self._resumed["loader"])
-            if self._resumed["loader"]["next_batch"] == len(data):
-                list(data)  # nothing is left of that epoch: on to the next
+        data, resumed = self.trainer.train_dataloader, self._resumed
         self._resumed = None
+        if resumed is None or resumed["loader"] is None or not isinstance(data, TensorBatches):
+            return
+        data.load_state_dict(resumed["loader"])
+        if resumed["loader"]["next_batch"] == len(data):
+            list(data)  # nothing is left of that epoch: on to the next
 
     # --- what would change the result silently ----------------------------------------------------
 

@@ -50,6 +50,7 @@ class SkorchNetwork(NeuralNet):
         module: makes the network of its ``module__`` arguments: :class:`~noisynat.VariationalNetwork` itself, or a
             function. ``num_data``, unless given, is the number of training examples that ``fit`` is left with after
             ``train_split``.
+        criterion: is not used.
         optimizer: a class; it is given the network, ``lr`` and its ``optimizer__`` arguments.
         lr: learning rate.
         num_samples: posterior samples of a prediction.

@@ -6,18 +6,23 @@ does not.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from noisynat.network import VariationalNetwork
     from noisynat.training import History
 
 __all__ = ["TensorBoardCallback"]
+
+
+class ScalarWriter(Protocol):
+    """What is asked of a ``SummaryWriter``."""
+
+    def add_scalar(self, tag: str, value: float, step: int, /) -> Any:
+        """Write a number under a tag."""
 
 
 class TensorBoardCallback:
@@ -52,7 +57,7 @@ class TensorBoardCallback:
     """
 
     def __init__(
-        self, writer: SummaryWriter, network: VariationalNetwork | None = None, *, prefix: str = "train"
+        self, writer: ScalarWriter, network: VariationalNetwork | None = None, *, prefix: str = "train"
     ) -> None:
         self.writer, self.network, self.prefix = writer, network, prefix
 

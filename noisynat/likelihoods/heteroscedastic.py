@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,12 +38,17 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
     Shapes: outputs (*replicas, B, 2K), targets (*replicas, B, K).
 
     Args:
-        args: as for :class:`~noisynat.GaussianLikelihood`.
+        noise: as for :class:`~noisynat.GaussianLikelihood`, and so are all arguments but the next; a number is the
+            standard deviation where s = 0.
         max_ratio: of the noise's standard deviations at any two inputs, above 1.
-        kwargs: as for :class:`~noisynat.GaussianLikelihood`.
+        a0: shape of the prior of the precision.
+        b0: rate of that prior.
+        num_outputs: 1 shares one precision among all targets; K gives each its own.
+        initial_std: standard deviation that the noise starts from.
+        step_size: rho, 0 < rho <= 1.
 
     Raises:
-        ValueError: if max_ratio is not above 1.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> import torch, noisynat
@@ -55,8 +60,18 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
 
     strength: Tensor  # () from 0, the same noise everywhere, to 1, as the network says; log c(s) is multiplied by it
 
-    def __init__(self, *args: Any, max_ratio: float = 20.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        noise: float | Literal["learned", "gamma"] = "gamma",
+        *,
+        max_ratio: float = 20.0,
+        a0: float = 6.0,
+        b0: float = 6.0,
+        num_outputs: int = 1,
+        initial_std: float = 1.0,
+        step_size: float = 0.01,
+    ) -> None:
+        super().__init__(noise, a0=a0, b0=b0, num_outputs=num_outputs, initial_std=initial_std, step_size=step_size)
         if not max_ratio > 1:
             raise ValueError(f"max_ratio must be above 1, got {max_ratio}")
         self.max_ratio = max_ratio

@@ -12,7 +12,7 @@ and C's structure says which method it is. Parameters without a posterior are mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from noisynat.optim.trust_region import step_scale
 from noisynat.posteriors.natural import NaturalPosterior
 
 _ADAM_EPS = 1e-8
+Loss = TypeVar("Loss")
 
 
 class NoisyNaturalGradient(Optimizer):
@@ -94,6 +95,12 @@ class NoisyNaturalGradient(Optimizer):
         self._request_statistics()
 
     # --- the step ---------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

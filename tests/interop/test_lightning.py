@@ -103,7 +103,11 @@ class Plain(LightningModule):
         return objective(self.bnn, *batch)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.bnn.loss(*batch))
+        """What a validation may want; Lightning runs it in inference mode, whose tensors must not get into training."""
+        x, y = batch
+        self.log("val_loss", self.bnn.loss(x, y))
+        self.log("val_log_prob", self.bnn.predict(x, 2, torch.Generator()).log_prob(y).mean())
+        self.log("val_elbo", self.bnn.elbo(*data(), num_samples=2, generator=torch.Generator()).per_datum.mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make(self.bnn)
@@ -114,7 +118,7 @@ class Plain(LightningModule):
 
 @pytest.mark.parametrize("posterior", OPTIMIZERS)
 def test_a_module_of_ones_own_trains_as_the_plain_loop_does(posterior: str) -> None:
-    """Lightning gives the optimizer a closure that zeroes gradients after the forward pass."""
+    """Lightning gives the optimizer a closure that zeroes gradients after the forward pass, and validates."""
     bnn, by_hand = network(posterior), network(posterior)
     module, run = Plain(bnn, OPTIMIZERS[posterior]), trainer(max_epochs=EPOCHS)
     run.fit(module, loader(), loader())
@@ -202,10 +206,18 @@ def test_the_scheduler_knows_the_number_of_steps() -> None:
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(1, 9)])
 
 
-def test_validation_does_not_change_training() -> None:
-    alone, validated = network(), network()
-    trainer(max_epochs=EPOCHS).fit(LightningNetwork(alone), loader())
-    trainer(max_epochs=EPOCHS, num_sanity_val_steps=2).fit(LightningNetwork(validated), loader(), loader(5))
+def test_a_scheduler_of_training_without_end_is_refused() -> None:
+    module = LightningNetwork(network(), scheduler=noisynat.cosine_schedule)
+    with pytest.raises(ValueError, match="give the Trainer max_epochs or max_steps"):
+        trainer(max_epochs=-1).fit(module, loader())
+
+
+@pytest.mark.parametrize("posterior", OPTIMIZERS)
+def test_validation_does_not_change_training(posterior: str) -> None:
+    alone, validated = network(posterior), network(posterior)
+    make = OPTIMIZERS[posterior]
+    trainer(max_epochs=EPOCHS).fit(LightningNetwork(alone, make), loader())
+    trainer(max_epochs=EPOCHS, num_sanity_val_steps=2).fit(LightningNetwork(validated, make), loader(), loader(5))
     assert differences(alone.state_dict(), validated.state_dict()) == []
 
 
@@ -333,6 +345,14 @@ def test_a_checkpoint_loads_without_a_trainer(tmp_path: Path) -> None:
         trainer(max_epochs=1).fit(new, loader(shuffle=True))
         random_states.append(torch.get_rng_state())
     assert torch.equal(*random_states)  # a new run does not go on with the batches of the old one
+
+
+def test_training_may_go_on_with_batches_of_another_kind(tmp_path: Path) -> None:
+    first, second = trainer(max_epochs=1), trainer(max_epochs=2)
+    first.fit(LightningNetwork(network()), loader(shuffle=True))
+    first.save_checkpoint(tmp_path / "run.ckpt")
+    second.fit(LightningNetwork(network()), batches("tensors"), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert second.optimizers[0].param_groups[0]["steps"] == 2 * 4
 
 
 # --- what is refused --------------------------------------------------------------------------
