@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noisynat.predictive import Predictive
 
-__all__ = ["bald", "expected_improvement", "predictive_variance"]
+__all__ = ["bald", "expected_improvement", "expected_variance_reduction", "predictive_variance"]
 
 
 def predictive_variance(prediction: Predictive) -> Tensor:

@@ -1,7 +1,8 @@
-"""The README's example runs as written, and its files exist."""
+"""What README and documentation promise: examples that run and are short, files that exist."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import subprocess
 import sys
@@ -24,6 +25,27 @@ def test_example_runs_as_written(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "ELBO" in done.stdout
+
+
+def test_the_three_ways_in_are_as_short_as_promised() -> None:
+    """Under ten lines for a table, three changed lines of a loop, five for a trained network (doctest runs them)."""
+    page = (ROOT / "docs/howto/three_ways_in.md").read_text(encoding="utf-8")
+    table, loop, trained = (
+        re.findall(r"```\{(testcode|code-block)\}[^\n]*\n(.*?)```", part, flags=re.DOTALL)
+        for part in page.split("\n## ")[1:]
+    )
+    assert len(code_lines(table[0][1])) < 10
+    before, imported, after = (code_lines(block.replace(":class: before", "")) for _, block in loop[:3])
+    assert imported == ["import noisynat"]
+    changed = [line for line in difflib.ndiff(before, after) if line.startswith("+ ")]
+    assert len(changed) == 3
+    assert len(code_lines(trained[0][1])) <= 5
+
+
+def code_lines(block: str) -> list[str]:
+    """Lines of a program, a call that is broken into several counted as the one it was."""
+    text = re.sub(r"\(\n\s+(.*)\n\)", r"(\1)", block)
+    return [line for line in text.splitlines() if line.strip()]
 
 
 @pytest.mark.parametrize(
