@@ -2,7 +2,7 @@
 
     python -m experiments.active_learning boston yacht --methods bbb,nng-kron
 
-The protocol of Hernandez-Lobato and Adams (2015): 20 rows to begin with, 100 to test on, all others in the pool; nine
+The protocol of Hernandez-Lobato and Adams (2015): 20 rows to begin with, 100 to test on, up to 5,000 others in the pool; nine
 times a network with one hidden layer of 10 units is trained, and the target of one row of the pool is asked for; all of
 it 40 times. Asked for is the row where the functions' variance is highest, as there, or the one whose target lowers the
 variance at 400 rows of the pool most. The repeats of all strategies are replicas of one network, trained anew in every
@@ -48,6 +48,7 @@ class Protocol:
         initial: rows whose targets are known at first.
         additions: rows whose targets are asked for, one by one.
         test: rows to test on.
+        pool: rows that targets can be asked for, and the initial ones; a random part of sets that have more.
         hidden: units of the network.
         steps: of each training, on all rows at once; Bayes by Backprop has its own number.
         samples: of the functions, for scores and predictions.
@@ -58,6 +59,7 @@ class Protocol:
     initial: int = 20
     additions: int = 9
     test: int = 100
+    pool: int = 5000
     hidden: int = 10
     steps: int = 200
     samples: int = 200
@@ -91,7 +93,7 @@ class Task:
         generator = np.random.default_rng(protocol.seed)
         order = np.stack([generator.permutation(len(data.y)) for _ in range(protocol.repeats)])
         order = np.concatenate([order] * len(STRATEGIES))
-        self.test, self.pool = order[:, : protocol.test], order[:, protocol.test :]
+        self.test, self.pool = order[:, : protocol.test], order[:, protocol.test :][:, : protocol.pool]
         self.known = np.tile(np.arange(protocol.initial), (len(order), 1))  # places in the pool; its order is random
 
     @property

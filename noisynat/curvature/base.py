@@ -228,8 +228,8 @@ class Curvature(ABC):
         self._step_inverse = None
 
     def _as_damping(self, damping: Tensor | float) -> Tensor:
-        return torch.as_tensor(damping, dtype=self._damping.dtype, device=self._damping.device).expand(
-            torch.broadcast_shapes(self._damping.shape, torch.as_tensor(damping).shape)
+        return torch.zeros_like(self._damping) + torch.as_tensor(
+            damping, dtype=self._damping.dtype, device=self._damping.device
         )
 
     def _nothing_failed(self) -> Tensor:

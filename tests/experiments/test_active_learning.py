@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,12 @@ def test_rows_are_for_testing_or_in_the_pool_and_all_strategies_begin_alike() ->
     np.testing.assert_array_equal(task.pool[:3], task.pool[6:])
     np.testing.assert_array_equal(task.known, np.tile(np.arange(5), (9, 1)))
     assert not np.array_equal(task.pool[0], task.pool[1])
+
+
+def test_a_pool_has_no_more_rows_than_it_may() -> None:
+    small, large = (Task(made_up(), replace(PROTOCOL, pool=pool)) for pool in (12, 1000))
+    np.testing.assert_array_equal(small.pool, large.pool[:, :12])
+    np.testing.assert_array_equal(small.test, large.test)
 
 
 def test_standardization_by_the_pool_s_inputs_and_the_known_targets() -> None:
