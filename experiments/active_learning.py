@@ -3,13 +3,13 @@
     python -m experiments.active_learning boston yacht --methods bbb,nng-kron
 
 The protocol of Hernandez-Lobato and Adams (2015): 20 rows to begin with, 100 to test on, up to 5,000 others in the
-pool; nine times a network with one hidden layer of 10 units is trained, and the target of one row of the pool is asked
-for; all of it 40 times. Asked for is the row where the functions' variance is highest, as there, or the one whose target
-lowers the variance at 400 rows of the pool most. The repeats of all strategies are replicas of one network, trained anew
-in every round. Inputs are standardized with all rows of the pool, whose targets nobody has seen, targets
-with those asked for. Written to the output folder: ``<data set>/<method>/rounds.csv``, and over all
-``active_learning.csv``, ``active_learning.md`` and a figure. A run that was stopped goes on with the round at which it
-stood.
+pool; nine times a network with one hidden layer of 10 units is trained, and the target of one row of the pool is
+asked for; all of it 40 times. Asked for is the row where the functions' variance is highest, as there, or the one
+whose target lowers the variance at 400 rows of the pool most. The repeats of all strategies are replicas of one
+network, trained anew in every round. Inputs are standardized with all rows of the pool, whose targets nobody has
+seen, targets with those asked for. Written to the output folder: ``<data set>/<method>/rounds.csv``, and over all
+``active_learning.csv``, ``active_learning.md`` and a figure. A run that was stopped goes on with the round at which
+it stood.
 """
 
 from __future__ import annotations
