@@ -11,7 +11,8 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 
-_BISECTIONS = 80
+_MAX_STEPS = 120
+_UNITS = 64
 _GOLDEN_STEPS = 60
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _NODES = 8  # of a panel's quadrature
@@ -19,14 +20,31 @@ _MIN_PANELS, _MAX_PANELS = 32, 4096
 
 
 def quantile(cdf: Function, q: float, low: Tensor, high: Tensor) -> Tensor:
-    """The q-quantile, by bisection between ends that bracket it."""
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if bool(((middle == low) | (middle == high)).all()):
+    """The q-quantile between ends that bracket it, up to some units in the last place.
+
+    By inverse quadratic interpolation where the last three points allow it, by bisection elsewhere (Chandrupatla 1997).
+    """
+    near, far = high, low
+    at_near, at_far = cdf(near) - q, cdf(far) - q
+    tolerance = _UNITS * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
+    fraction = torch.full_like(low, 0.5)
+    for _ in range(_MAX_STEPS):
+        new = near + fraction * (far - near)
+        at_new = cdf(new) - q
+        same_side = (at_new < 0) == (at_near < 0)
+        third, at_third = torch.where(same_side, near, far), torch.where(same_side, at_near, at_far)
+        far, at_far = torch.where(same_side, far, near), torch.where(same_side, at_far, at_near)
+        near, at_near = new, at_new
+        width = (far - near).abs()
+        if bool((width <= tolerance).all()):
             break
-        below = cdf(middle) < q
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
+        x, y = (near - far) / (third - far), (at_near - at_far) / (at_third - at_far)
+        smooth = (y.square() < x) & ((1 - y).square() < 1 - x)
+        by_far = at_near / (at_far - at_near) * at_third / (at_far - at_third)
+        by_third = at_near / (at_third - at_near) * at_far / (at_third - at_far) * (third - near) / (far - near)
+        least = (tolerance / 2 / width).clamp(max=0.5)
+        fraction = torch.where(smooth, by_far + by_third, 0.5).clamp(least, 1 - least)
+    return torch.where(at_near.abs() < at_far.abs(), near, far)
 
 
 def bracket(cdf: Function, q: float, low: Tensor, high: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
 from noisynat.predictive import Predictive
 from noisynat.priors import GaussianPrior, Prior, priors_by_layer
+from noisynat.progress import Progress
 from noisynat.random import RandomStream, derived_seed
 from noisynat.sampling import FunctionSampler
 
@@ -393,6 +394,7 @@ class VariationalNetwork(nn.Module):
         *,
         predictive: PredictiveKind = "sampled",
         combine: Literal["equal"] | ELBO | Tensor | None = None,
+        progress: bool = False,
     ) -> Predictive:
         """The posterior predictive at x, from posterior samples of the whole function.
 
@@ -406,6 +408,8 @@ class VariationalNetwork(nn.Module):
                 in the weights about the posterior mean (Immer et al. 2021), whose mean is the mean's network.
             combine: the replicas of the last replica dimension as one mixture: ``"equal"`` weights, (*replicas)
                 weights, or the replicas' ELBO on their training data, see :meth:`noisynat.Predictive.combine`.
+            progress: show how many forward passes are done: a bar on a terminal (with the package tqdm), plain lines
+                elsewhere.
 
         Returns:
             A :class:`~noisynat.Predictive` with samples (S, *replicas, N, K), or (S M, *replicas[:-1], N, K) where M
@@ -421,7 +425,11 @@ class VariationalNetwork(nn.Module):
         draws = list(self._sampler.draw(num_samples, stream))
         size = batch_size or self._sampler.rows_per_pass(draws[0])
         evaluate = self._sampler.evaluate if predictive == "sampled" else self._sampler.evaluate_linearized
-        parts = [evaluate(part, draws) for part in x.split(size, rows)]
+        chunks, parts = x.split(size, rows), []
+        with Progress(len(chunks), unit="pass", enabled=progress) as bar:
+            for chunk in chunks:
+                parts.append(evaluate(chunk, draws))
+                bar.update(len(parts))
         result = Predictive(torch.cat(parts, dim=1 + rows), self.likelihood.observation_model(), stream)
         if combine is None:
             return result

@@ -160,7 +160,7 @@ class Predictive:
         return self._cdf(self._checked(y))
 
     def quantile(self, q: float) -> Tensor:
-        """The q-quantile of every output's mixture, by bisection, (*replicas, N, K).
+        """The q-quantile of every output's mixture, (*replicas, N, K).
 
         Raises:
             ValueError: unless 0 < q < 1.

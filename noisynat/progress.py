@@ -1,8 +1,9 @@
-"""Progress of a training run: a bar on a terminal, plain lines elsewhere, nothing when not wanted."""
+"""Progress of training and prediction: a bar on a terminal, plain lines elsewhere, nothing when not wanted."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -10,16 +11,17 @@ _LINES = 10  # plain lines per run
 
 
 class Progress:
-    """Shows epochs, loss and running ELBO per datum.
+    """Shows how much is done, and some figures.
 
     Args:
-        total: epochs of the run.
-        done: epochs done before (a resumed run).
+        total: what is to be done, in units.
+        done: what was done before (of a resumed run).
+        unit: its name.
         enabled: whether to show anything.
     """
 
-    def __init__(self, total: int, done: int = 0, *, enabled: bool = True) -> None:
-        self._total, self._enabled = total, enabled
+    def __init__(self, total: int, done: int = 0, *, unit: str = "epoch", enabled: bool = True) -> None:
+        self._total, self._unit, self._enabled = total, unit, enabled
         self._every = max(total // _LINES, 1)
         self._bar: Any = None
         if enabled and sys.stderr.isatty():
@@ -27,7 +29,7 @@ class Progress:
                 from tqdm.auto import tqdm
             except ImportError:
                 return  # without tqdm the plain lines serve
-            self._bar = tqdm(total=total, initial=done, unit="epoch")
+            self._bar = tqdm(total=total, initial=done, unit=unit)
 
     def __enter__(self) -> Progress:
         return self
@@ -38,17 +40,17 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, epoch: int, history: dict[str, list[Any]]) -> None:
-        """Show that ``epoch`` epochs are done."""
+    def update(self, done: int, figures: Mapping[str, float | list[Any]] | None = None) -> None:
+        """Show that ``done`` units are done, with figures by name, of which replicas' means are shown."""
         if not self._enabled:
             return
-        shown = {key: f"{_mean(history[key][-1]):.4g}" for key in ("loss", "elbo")}
+        shown = {key: f"{_mean(value):.4g}" for key, value in (figures or {}).items()}
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(epoch - self._bar.n)
-        elif epoch % self._every == 0 or epoch == self._total:
-            figures = ", ".join(f"{key} {value}" for key, value in shown.items())
-            print(f"epoch {epoch}/{self._total}: {figures}", file=sys.stderr, flush=True)
+            self._bar.update(done - self._bar.n)
+        elif done % self._every == 0 or done == self._total:
+            words = ": " + ", ".join(f"{key} {value}" for key, value in shown.items()) if shown else ""
+            print(f"{self._unit} {done}/{self._total}{words}", file=sys.stderr, flush=True)
 
 
 def _mean(value: float | list[Any]) -> float:

@@ -115,7 +115,7 @@ def fit(
                 run.train_epoch(checkpoint_every)
                 if run.epoch == epochs or time.monotonic() - run.saved >= checkpoint_interval:
                     run.save()
-                bar.update(run.epoch, run.history)
+                bar.update(run.epoch, {key: run.history[key][-1] for key in ("loss", "elbo")})
                 if on_epoch is not None:
                     on_epoch(run.epoch, run.history)
     finally:

@@ -12,6 +12,7 @@ from scipy import optimize, special, stats
 from torch import Tensor, nn
 
 import noisynat
+from noisynat import marginals
 from noisynat.likelihoods.observation import NormalNoise, StudentNoise, student_t_cdf
 from noisynat.random import RandomStream
 
@@ -151,6 +152,21 @@ def test_quantile_is_the_root_of_the_cdf(pred: noisynat.Predictive, q: float) ->
             assert quantiles[n, k] == pytest.approx(root, abs=1e-6)
 
 
+@pytest.mark.parametrize("q", [0.025, 0.5, 0.975])
+def test_a_quantile_takes_few_evaluations(q: float) -> None:
+    """Of 1,000 mixtures at once, the slowest; bisection to rounding would take 50."""
+    means, evaluations = 2 * torch.randn(100, 1000, dtype=torch.float64), 0
+
+    def cdf(y: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        return torch.special.ndtr((y - means) / 0.3).mean(0)
+
+    found = marginals.quantile(cdf, q, means.amin(0) - 3, means.amax(0) + 3)
+    assert evaluations <= 25
+    torch.testing.assert_close(cdf(found), torch.full((1000,), q).double(), rtol=0, atol=1e-13)
+
+
 def test_cdf_inverts_the_quantile(pred: noisynat.Predictive) -> None:
     torch.testing.assert_close(pred.cdf(pred.quantile(0.3)), torch.full((3, 2), 0.3).double())
 
@@ -251,6 +267,13 @@ def test_batch_size_does_not_matter(batch_size: int) -> None:
     whole = bnn.predict(x, generator=torch.Generator().manual_seed(1))
     parts = bnn.predict(x, generator=torch.Generator().manual_seed(1), batch_size=batch_size)
     torch.testing.assert_close(parts.samples, whole.samples)
+
+
+def test_progress_of_a_prediction_in_chunks(capsys: pytest.CaptureFixture[str]) -> None:
+    network().predict(torch.randn(7, 3), num_samples=2, batch_size=3)
+    assert capsys.readouterr().err == ""
+    network().predict(torch.randn(7, 3), num_samples=2, batch_size=3, progress=True)
+    assert capsys.readouterr().err.splitlines() == ["pass 1/3", "pass 2/3", "pass 3/3"]
 
 
 def test_every_sample_is_one_function_of_all_rows() -> None:
