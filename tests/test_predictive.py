@@ -164,7 +164,7 @@ def test_a_quantile_takes_few_evaluations(q: float) -> None:
 
     found = marginals.quantile(cdf, q, means.amin(0) - 3, means.amax(0) + 3)
     assert evaluations <= 25
-    torch.testing.assert_close(cdf(found), torch.full((1000,), q).double(), rtol=0, atol=1e-13)
+    torch.testing.assert_close(cdf(found), torch.full((1000,), q, dtype=torch.float64), rtol=0, atol=1e-13)
 
 
 def test_cdf_inverts_the_quantile(pred: noisynat.Predictive) -> None:
