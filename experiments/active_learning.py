@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from experiments import active_report as report
 from experiments import cli, records
 from experiments.methods import FOR_FEW, Method
 from experiments.protocol import Splits
-from experiments.runs import Configuration, figures_of, members_of, plain, train, weights_of_members
+from experiments.runs import Configuration, figures_of, members_of, train, weights_of_members
 from noisynat import acquisition
 
 _MODULE = "experiments.active_learning"
@@ -201,9 +201,8 @@ def run(method: Method, data: uci_data.Dataset, protocol: Protocol, folder: Path
     Returns:
         A row per strategy, repeat and number of targets asked for.
     """
-    settings = plain({**asdict(protocol), **asdict(method)})
     task, path = Task(data, protocol), folder / "rounds.csv"
-    rows = _kept(path, folder, settings)
+    rows = pd.read_csv(path) if records.is_of(path, {**asdict(protocol), **asdict(method)}) else None
     if rows is not None:
         task.known = np.concatenate([task.known, _asked(rows)], 1)
     while (done := 0 if rows is None else rows.asked.max() + 1) <= protocol.additions:
@@ -228,15 +227,6 @@ def run(method: Method, data: uci_data.Dataset, protocol: Protocol, folder: Path
         print(f"  {done} asked for: {report.line(round_rows)}")
     assert rows is not None
     return rows
-
-
-def _kept(path: Path, folder: Path, settings: dict[str, Any]) -> pd.DataFrame | None:
-    """The rounds that were trained with these very settings."""
-    if records.read_json(folder / "run.json") == settings and path.exists():
-        return pd.read_csv(path)
-    path.unlink(missing_ok=True)
-    records.write_json(folder / "run.json", settings)
-    return None
 
 
 def _asked(rows: pd.DataFrame) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,6 @@ from experiments import cli, records
 from experiments.optimization_agents import Agent, Networks, at_random
 from experiments.optimization_problems import PROBLEMS, Problem
 from experiments.peer_methods.optimization import gp_improvement, gp_thompson, require_botorch
-from experiments.runs import plain
 
 _MODULE = "experiments.bayesian_optimization"
 
@@ -84,10 +83,12 @@ def run(problem: Problem, name: str, protocol: Protocol, folder: Path) -> pd.Dat
         A row per repeat and evaluation: the value, and the regret of the lowest so far.
     """
     network = asdict(NETWORKS[name]) if name in NETWORKS else None
-    settings = plain({**asdict(protocol), "problem": problem.name, "agent": name, "network": network})
+    settings = {**asdict(protocol), "problem": problem.name, "agent": name, "network": network}
     path = folder / "evaluations.npz"
-    first = protocol.first_points(problem)
-    x = _kept(path, folder, settings, first)
+    x = first = protocol.first_points(problem)
+    if records.is_of(path, settings):
+        with np.load(path) as arrays:
+            x = torch.as_tensor(arrays["x"])
     total = first.shape[1] + protocol.evaluations
     for done in range(x.shape[1], total):
         y = problem.function(x)
@@ -112,16 +113,6 @@ def run(problem: Problem, name: str, protocol: Protocol, folder: Path) -> pd.Dat
     )
     records.write_table(folder / "evaluations.csv", table)
     return table
-
-
-def _kept(path: Path, folder: Path, settings: dict[str, Any], first: Tensor) -> Tensor:
-    """The points evaluated with these very settings, (R, n, d), or else the first ones."""
-    if records.read_json(folder / "run.json") == settings and path.exists():
-        with np.load(path) as arrays:
-            return torch.as_tensor(arrays["x"])
-    path.unlink(missing_ok=True)
-    records.write_json(folder / "run.json", settings)
-    return first
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

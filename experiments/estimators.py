@@ -3,9 +3,9 @@
     python -m experiments.estimators
 
 Five sets: diabetes, boston and wine for regression, digits and breast cancer for classes. Every fold fits all models
-one after the other, so that their times compare. Written to the output folder: ``<data set>.csv``, a row per fold and
-model, and over all ``estimators.csv`` and ``estimators.md``. A run that was stopped goes on with the fold at which it
-stood.
+one after the other, so that their times compare. Written to the output folder: ``<data set>/folds.csv``, a row per
+fold and model, and over all ``estimators.csv`` and ``estimators.md``. A run that was stopped goes on with the fold at
+which it stood.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 import uci_data
 from experiments import cli, records
 from experiments.estimator_baselines import CLASSIFIERS, NETWORK, OURS, REGRESSORS, Contender
+from experiments.summary import provenance_lines
 
 _MODULE = "experiments.estimators"
 _OF_SCIKIT_LEARN = {"diabetes": load_diabetes, "digits": load_digits, "breast cancer": load_breast_cancer}
@@ -56,8 +57,8 @@ def is_of_classes(y: np.ndarray) -> bool:
     return y.dtype.kind == "i"
 
 
-def run(name: str, folds: int, seed: int, path: Path) -> pd.DataFrame:
-    """All folds of a set; those in the file ``path`` are not run again.
+def run(name: str, folds: int, seed: int, folder: Path) -> pd.DataFrame:
+    """All folds of a set; those that ``folder`` has are not run again.
 
     Returns:
         A row per fold and model.
@@ -65,7 +66,9 @@ def run(name: str, folds: int, seed: int, path: Path) -> pd.DataFrame:
     X, y = load(name)
     contenders = CLASSIFIERS if is_of_classes(y) else REGRESSORS
     division = (StratifiedKFold if is_of_classes(y) else KFold)(folds, shuffle=True, random_state=seed)
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    path = folder / "folds.csv"
+    kept = records.is_of(path, {"dataset": name, "folds": folds, "seed": seed, "models": list(contenders)})
+    table = pd.read_csv(path) if kept else pd.DataFrame()
     done = set() if table.empty else set(table.fold)
     if len(done) < folds:
         for make in contenders.values():  # the first fit of a process pays for what is loaded lazily
@@ -122,7 +125,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(means: pd.DataFrame, provenance: dict[str, object]) -> str:
     """The table of :func:`summary` as Markdown, set by set."""
     titles = ["data set", "model", "rank", *_FIGURES.values(), "over MLP's"]
-    lines = [f"| {' | '.join(titles)} |", "|---|---|" + "---:|" * 6]
+    lines = ["# Estimators without tuning", "", f"| {' | '.join(titles)} |", "|---|---|" + "---:|" * 6]
     for row in means.itertuples():
         bold = "**" if row.model == OURS else ""
         lines.append(
@@ -130,7 +133,7 @@ def markdown(means: pd.DataFrame, provenance: dict[str, object]) -> str:
             f"| {row.log_likelihood:.3f}±{row.log_likelihood_error:.3f} | {row.error:.4g} "
             f"| {row.calibration_error:.3f} | {row.seconds:.2f} | {row.seconds_over_network:.1f} |"
         )
-    return "\n".join(lines) + f"\n\n`{provenance['command']}`; {provenance['machine']}, {provenance['packages']}\n"
+    return "\n".join([*lines, "", *provenance_lines(provenance), ""])
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -155,7 +158,7 @@ def main(
     tables = []
     for name in chosen:
         console.print(f"[bold]{name}[/bold]")
-        tables.append(run(name, folds, seed, output / f"{name.replace(' ', '_')}.csv"))
+        tables.append(run(name, folds, seed, output / name.replace(" ", "_")))
     means = summary(pd.concat(tables, ignore_index=True))
     records.write_table(output / "estimators.csv", means)
     text = markdown(means, records.provenance(_MODULE))

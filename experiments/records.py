@@ -52,6 +52,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def is_of(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether there is a file ``path`` of a run with these settings, which ``run.json`` beside it tells.
+
+    If not, the file is removed and the settings are noted, for the run that begins.
+    """
+    plain = json.loads(json.dumps(settings))
+    note = path.with_name("run.json")
+    if read_json(note) == plain and path.exists():
+        return True
+    path.unlink(missing_ok=True)
+    write_json(note, plain)
+    return False
+
+
 def provenance(module: str) -> dict[str, Any]:
     """The command, versions and hardware of this run."""
     return {
