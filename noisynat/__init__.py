@@ -1,5 +1,6 @@
 """noisynat: Bayesian deep learning by noisy natural gradient."""
 
+from noisynat import acquisition, calibration
 from noisynat.data import TensorBatches
 from noisynat.elbo import ELBO
 from noisynat.errors import CurvatureError, NonFiniteLossError
@@ -44,6 +45,8 @@ __all__ = [
     "StudentTLikelihood",
     "TensorBatches",
     "VariationalNetwork",
+    "acquisition",
+    "calibration",
     "cosine_schedule",
     "fit",
     "memory_forecast",
