@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from noisynat.sklearn import BayesianMLPClassifier, BayesianMLPRegressor, base
+from noisynat.sklearn import BayesianMLPClassifier, BayesianMLPRegressor, base, course
 from noisynat.sklearn.course import Course
 
 BRIEF: dict[str, Any] = {"max_iter": 8, "n_networks": 2, "n_posterior_samples": 40, "random_state": 0}
@@ -166,6 +166,27 @@ def test_it_learns_a_curve_without_tuning() -> None:
         assert ((lower < truth) & (truth < upper)).all()
         assert (upper - lower).max() < 2.5
         assert model.network_.structure == structure
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_little_work_has_one_thread_and_the_setting_is_put_back(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, original, before = [], course.train, torch.get_num_threads()
+
+    def noting(*args: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return original(*args)
+
+    monkeypatch.setattr(course, "train", noting)
+    torch.set_num_threads(2)
+    try:
+        BayesianMLPRegressor(hidden_layer_sizes=800 if wide else 50, **BRIEF).fit(X, Y)
+        assert seen == [2 if wide else 1]
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ValueError, match="prior"):
+            BayesianMLPRegressor(prior_variance=-1, **BRIEF).fit(X, Y)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- the numbers of a classification --------------------------------------------------------------

@@ -88,10 +88,11 @@ class BayesianMLP(BaseEstimator, ABC):
         """Train from the beginning on validated data, whose targets are known to :meth:`_encoded`."""
         network, plan = self._started(X)
         x, targets = self._inputs(X).float(), self._encoded(y)
-        network, columns, self._optimizer_state = course.train(
-            network, x, targets, plan, self._seed, bool(self.verbose)
-        )
-        elbo = network.elbo(x, targets, num_samples=40 if len(x) < 4000 else 20)
+        with course.threads_for(self.n_networks * plan.batch_size * max(self._sizes())):
+            network, columns, self._optimizer_state = course.train(
+                network, x, targets, plan, self._seed, bool(self.verbose)
+            )
+            elbo = network.elbo(x, targets, num_samples=40 if len(x) < 4000 else 20)
         self.mixture_weights_ = torch.softmax(_SHARPNESS * elbo.per_datum, -1).numpy()
         self.elbo_ = float(self.mixture_weights_ @ elbo.total.numpy()) + len(x) * self._log_jacobian()
         self.network_ = network.double()  # predictions are made in double precision

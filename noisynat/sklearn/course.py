@@ -9,7 +9,8 @@ stays at its end.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -32,6 +33,7 @@ _SAMPLED_FROM = 5  # outputs, from which on the Fisher matrix is sampled
 _SHORTEST = 50.0  # times shorter than 4,000 steps: no rates larger than for that
 _DENSE_SHARE = 0.1  # of the epochs
 _KL_START = 0.1
+_LITTLE = 2**17  # entries of a layer's outputs, below which a second thread does not pay
 _SLOWEST = 0.1  # of learning rates: the last one of a stream, and of the curvature's in any training
 _DENSE: dict[str, Any] = {
     "betas": (0.9, 0.96), "damping": 0.0, "kl_clip": 1e-4, "stats_every": 8, "stats_examples": 64, "refresh_every": 40,
@@ -147,6 +149,22 @@ def make_net(sizes: Sequence[int], activation: str, seed: int) -> nn.Sequential:
 def count_weights(sizes: Sequence[int]) -> int:
     """Weights and biases of a stack of layers of ``sizes``."""
     return sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+
+
+@contextmanager
+def threads_for(entries: int) -> Iterator[None]:
+    """One thread of torch for little work: others take as long to be waited for, and far longer on a busy machine.
+
+    Args:
+        entries: of the widest layer's outputs, for all examples of a batch and all networks.
+    """
+    before = torch.get_num_threads()
+    if entries < _LITTLE:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train(
