@@ -6,6 +6,7 @@ row-major, so that vec(S V A) = (S kron A^T) vec(V).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -51,13 +52,20 @@ class KroneckerBasisInverse:
         left: L (*batch, out, out), or None for the identity.
         right: R (*batch, in, in), or None for the identity.
         basis_logdet: log |L kron R| (*batch,); zero (None) for orthogonal bases.
+        make_parts: gives :attr:`parts`, for those who ask; None if root^2 is no short sum.
     """
 
     root: Tensor
     left: Tensor | None = None
     right: Tensor | None = None
     basis_logdet: Tensor | None = None
+    make_parts: Callable[[], tuple[Tensor, Tensor]] | None = None
     supports_output_noise: bool = field(default=True, init=False)
+
+    @cached_property
+    def parts(self) -> tuple[Tensor, Tensor] | None:
+        """u (*batch, out, K) and v (*batch, in, K), not negative, with root^2 = u v^T; None if there are none."""
+        return None if self.make_parts is None else self.make_parts()
 
     def solve(self, matrix: Tensor) -> Tensor:
         inner = matrix

@@ -5,13 +5,15 @@ Factors: Martens and Grosse (2015); posterior: Zhang et al. (2018), section 3.3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from noisynat import linalg
-from noisynat.curvature import sharing
+from noisynat.curvature import separable, sharing
 from noisynat.curvature.base import Curvature
 from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, kronecker_product
 from noisynat.curvature.statistics import MovingAverage
@@ -49,8 +51,10 @@ class Kronecker(Curvature):
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         if self.damping_form == "factored":
             return self._invert_factored(prepared, damping)
-        eigenvalues = prepared["S.values"].unsqueeze(-1) * prepared["A.values"].unsqueeze(-2)
-        return invert_in_eigenbasis(prepared, eigenvalues, damping)
+        of_outputs, of_inputs = prepared["S.values"], prepared["A.values"]
+        eigenvalues = of_outputs.unsqueeze(-1) * of_inputs.unsqueeze(-2)
+        parts = partial(separable.reciprocal, of_outputs, of_inputs, damping)
+        return invert_in_eigenbasis(prepared, eigenvalues, damping, parts)
 
     def _invert_factored(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         factors, failures, log_basis = {}, self._nothing_failed(), torch.zeros(())
@@ -60,7 +64,8 @@ class Kronecker(Curvature):
             failures = failures | failed
             log_basis = log_basis.to(cholesky) - copies * linalg.log_determinant(cholesky) / 2
         root = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
-        return KroneckerBasisInverse(root, factors["S"], factors["A"], log_basis), failures
+        parts = partial(separable.one, tuple(root.shape), root)
+        return KroneckerBasisInverse(root, factors["S"], factors["A"], log_basis, parts), failures
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         return kronecker_product(snapshot["S"], snapshot["A"])
@@ -116,10 +121,13 @@ def eigenbasis(snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def invert_in_eigenbasis(
-    basis: dict[str, Tensor], eigenvalues: Tensor, damping: Tensor
+    basis: dict[str, Tensor],
+    eigenvalues: Tensor,
+    damping: Tensor,
+    make_parts: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[DampedInverse, Tensor]:
     """(Q diag(eigenvalues) Q^T + damping I)^-1 with Q = Q_S (x) Q_A, for eigenvalues (*batch, out, in)."""
     root = (eigenvalues + damping).rsqrt()
     failed = ~(torch.isfinite(root) & (root > 0)).flatten(-2).all(-1)  # 0 is the root of an infinite eigenvalue
     root = torch.where(failed[..., None, None], 1, root)
-    return KroneckerBasisInverse(root, basis["S.vectors"], basis["A.vectors"]), failed
+    return KroneckerBasisInverse(root, basis["S.vectors"], basis["A.vectors"], make_parts=make_parts), failed

@@ -157,16 +157,19 @@ class Posterior(nn.Module, ABC):
         """Deviations of a layer's outputs (*replicas, B, T, out) for inputs a (*replicas, B, T, columns)."""
         root = self._root
         mode = noise.choose_mode(
-            self.noise_mode, supports_output_noise=root.supports_output_noise, locations=a.shape[-2], reused=reused
+            self.noise_mode,
+            supports_output_noise=root.supports_output_noise,
+            locations=a.shape[-2],
+            reused=reused,
+            separable=self.noise_mode == "auto" and noise.separable_pays(root, a.shape[-3]),
         )
-        if mode not in ("local", "flipout"):
+        if mode not in noise.AT_OUTPUTS:
             raise RuntimeError(
                 f"noise={mode!r} of {self.name!r} needs the weights drawn before the pass; call the "
                 "VariationalNetwork, not one of its layers"
             )
         assert isinstance(root, KroneckerBasisInverse)
-        make = noise.local_noise if mode == "local" else noise.flipout_noise
-        return self._scale * make(root, a, stream)
+        return self._scale * noise.AT_OUTPUTS[mode](root, a, stream)
 
     def kl_divergence(self) -> Tensor:
         """KL(q || p) summed over the layers' weights, (*replicas,), float64, nats.

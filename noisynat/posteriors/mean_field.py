@@ -34,11 +34,11 @@ class MeanFieldPosterior(Posterior):
         self, layer: VariationalLayer, prior: GaussianPrior, *, initial_precision: float = 1.0, **settings: Any
     ) -> None:
         super().__init__((layer,), (prior,), **settings)
-        noise.check_mode(self.noise_mode, self.structure, True)
         scale = self.kl_weight / self.num_data
         variance = scale / (initial_precision + scale / self.prior_variance[0])  # (*replicas,)
         log_std = variance.log() / 2
         self.log_std = nn.Parameter(log_std.to(layer.mean.dtype)[..., None, None].expand(layer.mean.shape).clone())
+        noise.check_mode(self.noise_mode, self.structure, self._root)
 
     @property
     def _root(self) -> DampedInverse:

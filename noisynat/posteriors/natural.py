@@ -58,7 +58,7 @@ class NaturalPosterior(Posterior):
             name=self.name,
             **precision,
         )
-        noise.check_mode(self.noise_mode, self.structure, self._root.supports_output_noise)
+        noise.check_mode(self.noise_mode, self.structure, self._root)
         self.curvature.redamp(self._damping())
 
     @property

@@ -1,4 +1,4 @@
-"""The five ways of putting a posterior's noise into a forward pass.
+"""The six ways of putting a posterior's noise into a forward pass.
 
 With Cov[vec W] = (L kron R) diag(root^2) (L kron R)^T, a structure needs no code of its own here:
 
@@ -7,6 +7,8 @@ With Cov[vec W] = (L kron R) diag(root^2) (L kron R)^T, a structure needs no cod
 * ``grouped``: the same for groups of examples, as many as :data:`MAX_GROUPS`, so that large batches cost no more draws;
 * ``local``: the output's exact marginal, s = M a + L (sqrt(root^2 (R^T a)^2) * e)
   (Kingma et al. 2015, in the rotated basis);
+* ``separable``: the same marginal where root^2 = u v^T is a short sum, from K directions L (sqrt(u_k) * e) that all
+  examples share, with weights sqrt(v_k^T (R^T a)^2) and random signs of their own;
 * ``flipout``: s = M a + L (u * ((root * E) (r * R^T a))) with random signs u, r per example, one E
   (Wen et al. 2018); exact marginals, and draws that are joint over an example's locations.
 """
@@ -18,26 +20,45 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from noisynat.curvature.inverse import KroneckerBasisInverse
+from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
 from noisynat.random import RandomStream
 
-NoiseMode = Literal["auto", "shared", "local", "flipout", "per_example", "grouped"]
+NoiseMode = Literal["auto", "shared", "local", "separable", "flipout", "per_example", "grouped"]
 NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
 MAX_GROUPS = 32
+_DIRECTIONS = 32  # of separable noise, at least
+_ENOUGH = 2**22  # multiplications of local noise, below which the number of operations counts
 
 
-def check_mode(mode: str, structure: str, supports_output_noise: bool) -> None:
-    """Raise ValueError for an unknown mode, or one that ``structure`` cannot give exactly."""
+def check_mode(mode: str, structure: str, root: DampedInverse) -> None:
+    """Raise ValueError for an unknown mode, or one that ``structure``, with such an inverse, cannot give exactly."""
     if mode not in NOISE_MODES:
         raise ValueError(f"noise is one of {', '.join(NOISE_MODES)}; got {mode!r}")
-    if mode in ("local", "flipout") and not supports_output_noise:
+    if mode in ("local", "separable", "flipout") and not root.supports_output_noise:
         raise ValueError(
             f"noise={mode!r} cannot be drawn exactly from a {structure!r} posterior, whose covariance does not "
             "factor over inputs and outputs; use noise='shared', 'per_example', 'grouped' or 'auto'"
         )
+    if mode == "separable" and not (isinstance(root, KroneckerBasisInverse) and root.make_parts):
+        raise ValueError(f"noise='separable' is for Kronecker posteriors, not for a {structure!r} one; use 'local'")
 
 
-def choose_mode(mode: str, *, supports_output_noise: bool, locations: int, reused: bool) -> str:
+def separable_pays(root: DampedInverse, examples: int) -> bool:
+    """Whether ``separable`` noise takes fewer multiplications than ``local``, of which there are enough to matter."""
+    if not isinstance(root, KroneckerBasisInverse) or root.make_parts is None:
+        return False
+    outputs, inputs = root.root.shape[-2:]
+    local = examples * outputs * (inputs + outputs)
+    if local < _ENOUGH:
+        return False
+    assert root.parts is not None
+    directions = max(root.parts[0].shape[-1], _DIRECTIONS)
+    return directions * (examples * (inputs + outputs) + outputs * outputs) < local
+
+
+def choose_mode(
+    mode: str, *, supports_output_noise: bool, locations: int, reused: bool, separable: bool = False
+) -> str:
     """The mode that ``"auto"`` stands for in one layer.
 
     Args:
@@ -45,13 +66,14 @@ def choose_mode(mode: str, *, supports_output_noise: bool, locations: int, reuse
         supports_output_noise: whether ``local`` and ``flipout`` are exact for the structure.
         locations: locations per example (T), more than one for a shared weight.
         reused: whether the layer serves at several places of the network, which need one and the same draw.
+        separable: whether that is possible and costs less than ``local``.
 
     Raises:
-        ValueError: for ``"local"`` in a layer with weight sharing, where it is not a posterior sample.
+        ValueError: for ``"local"`` or ``"separable"`` in a layer with weight sharing, where it is no posterior sample.
     """
-    if mode == "local" and (locations > 1 or reused):
+    if mode in ("local", "separable") and (locations > 1 or reused):
         raise ValueError(
-            "noise='local' draws independent noise at every location, which is not a posterior sample for a shared "
+            f"noise={mode!r} draws independent noise at every location, which is not a posterior sample for a shared "
             "weight; use noise='flipout', 'shared' or 'auto'"
         )
     if mode == "flipout" and reused:
@@ -62,7 +84,9 @@ def choose_mode(mode: str, *, supports_output_noise: bool, locations: int, reuse
         return "shared"
     if not supports_output_noise:
         return "grouped"
-    return "local" if locations == 1 else "flipout"
+    if locations > 1:
+        return "flipout"
+    return "separable" if separable else "local"
 
 
 def local_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream) -> Tensor:
@@ -71,6 +95,21 @@ def local_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream) -
     variance = rows.square() @ basis.root.square().mT
     std = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
     return basis.rotate_outputs(std * stream.normal(std.shape, std)).unsqueeze(-2)
+
+
+def separable_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream) -> Tensor:
+    """Deviations (*batch, B, 1, out) of the outputs for inputs a (*batch, B, 1, in), uncorrelated between examples.
+
+    Each example's are normal, as its signs only tell which of equally likely directions it takes.
+    """
+    assert basis.parts is not None
+    u, v = basis.parts
+    copies = -(-_DIRECTIONS // u.shape[-1])
+    rows = basis.rotate_inputs(a.squeeze(-2))
+    variance = (rows.square() @ v).repeat_interleave(copies, -1) / copies
+    weights = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt() * stream.signs(variance.shape, variance)
+    scales = u.sqrt().repeat_interleave(copies, -1).mT
+    return (weights @ basis.rotate_outputs(scales * stream.normal(scales.shape, scales))).unsqueeze(-2)
 
 
 def flipout_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream) -> Tensor:
@@ -84,3 +123,7 @@ def flipout_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream)
     product = (flip_in * rows).flatten(-3, -2) @ draw.mT
     flipped = flip_out * product.unflatten(-2, (examples, locations))
     return basis.rotate_outputs(flipped.flatten(-3, -2)).unflatten(-2, (examples, locations))
+
+
+AT_OUTPUTS = {"local": local_noise, "separable": separable_noise, "flipout": flipout_noise}
+"""The modes whose noise a layer adds to its outputs."""

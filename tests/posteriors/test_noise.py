@@ -3,12 +3,15 @@
 Replicas with the same posterior are the Monte Carlo draws: one forward pass gives all of them.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from noisynat import GaussianLikelihood, NoisyNaturalGradient, VariationalNetwork
 from noisynat.layers.convert import convert
+from noisynat.posteriors import noise
 from noisynat.posteriors.noise import choose_mode
 from noisynat.random import RandomStream
 from tests.curvature.cases import OUT
@@ -17,9 +20,13 @@ from tests.posteriors.builders import NATURAL, STRUCTURES, covariance, linear_ne
 DRAWS = 20_000
 JOINT = ("dense", "dense_per_layer")
 FACTORED = [name for name in STRUCTURES if name not in JOINT]
-POSSIBLE = [(name, mode) for name in FACTORED for mode in ("shared", "local", "flipout", "per_example", "grouped")] + [
-    (name, mode) for name in JOINT for mode in ("shared", "per_example", "grouped")
+SEPARABLE = ("kronecker", "matrix_normal")
+POSSIBLE = [
+    *((name, mode) for name in FACTORED for mode in ("shared", "local", "flipout", "per_example", "grouped")),
+    *((name, "separable") for name in SEPARABLE),
+    *((name, mode) for name in JOINT for mode in ("shared", "per_example", "grouped")),
 ]
+INDEPENDENT = ("local", "separable")  # at every location
 INPUTS = torch.tensor([[1.0, -2.0], [0.5, 1.5], [-1.0, 0.3]], dtype=torch.float64)
 
 
@@ -58,7 +65,7 @@ def test_outputs_have_the_posteriors_moments(structure: str, mode: str) -> None:
     check_moments(outputs(network, INPUTS), joint if mode == "shared" else by_example(joint, OUT))
 
 
-@pytest.mark.parametrize(("structure", "mode"), [case for case in POSSIBLE if case[1] != "local"])
+@pytest.mark.parametrize(("structure", "mode"), [case for case in POSSIBLE if case[1] not in INDEPENDENT])
 def test_draws_are_joint_over_locations(structure: str, mode: str) -> None:
     """Two examples of two locations each: the locations of an example see one and the same weight."""
     sequences = torch.stack([INPUTS[:2], INPUTS[1:]])
@@ -128,7 +135,7 @@ def test_a_damped_step_does_not_move_the_covariance(structure: str) -> None:
 
 
 @pytest.mark.parametrize("structure", JOINT)
-@pytest.mark.parametrize("mode", ["local", "flipout"])
+@pytest.mark.parametrize("mode", ["local", "separable", "flipout"])
 def test_output_noise_is_refused_for_dense_posteriors(structure: str, mode: str) -> None:
     with pytest.raises(ValueError, match=f"noise='{mode}' cannot be drawn exactly from a '{structure}' posterior"):
         linear_network(structure, noise=mode)
@@ -137,13 +144,28 @@ def test_output_noise_is_refused_for_dense_posteriors(structure: str, mode: str)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_unknown_mode(structure: str) -> None:
     with pytest.raises(
-        ValueError, match="noise is one of auto, shared, local, flipout, per_example, grouped; got 'loud'"
+        ValueError, match="noise is one of auto, shared, local, separable, flipout, per_example, grouped; got 'loud'"
     ):
         linear_network(structure, noise="loud")
 
 
-def test_local_noise_is_refused_for_several_locations() -> None:
-    network = linear_network("kronecker", noise="local")
+@pytest.mark.parametrize("structure", ["diagonal", "eigen_corrected"])
+def test_separable_noise_is_refused_where_variances_are_no_short_sum(structure: str) -> None:
+    with pytest.raises(ValueError, match="is for Kronecker posteriors"):
+        linear_network(structure, noise="separable")
+
+
+@pytest.mark.parametrize("structure", SEPARABLE)
+def test_separable_noise_is_normal(structure: str) -> None:
+    """The fourth moment of every output is three times the square of its variance, to five standard errors."""
+    deviations = outputs(linear_network(structure, DRAWS, noise="separable"), INPUTS)
+    standard = deviations / deviations.square().mean(0).sqrt()
+    assert bool(((standard**4).mean(0) - 3).abs().max() < 5 * (96 / DRAWS) ** 0.5)  # Var z^4 = 96
+
+
+@pytest.mark.parametrize("mode", INDEPENDENT)
+def test_local_noise_is_refused_for_several_locations(mode: str) -> None:
+    network = linear_network("kronecker", noise=mode)
     with pytest.raises(ValueError, match="not a posterior sample for a shared weight"):
         network(INPUTS.unsqueeze(0))
 
@@ -160,7 +182,7 @@ class Twice(nn.Module):
         return self.second[0](self.first(x).tanh())
 
 
-@pytest.mark.parametrize("mode", ["local", "flipout"])
+@pytest.mark.parametrize("mode", ["local", "separable", "flipout"])
 def test_output_noise_is_refused_for_a_layer_in_several_places(mode: str) -> None:
     network = VariationalNetwork(Twice(), GaussianLikelihood(0.5), num_data=5, noise=mode)
     with pytest.raises(ValueError, match=f"noise='{mode}'"):
@@ -192,6 +214,26 @@ def test_a_layer_in_several_places_has_one_draw_for_all() -> None:
 def test_auto_picks_the_cheapest_exact_mode(supports: bool, locations: int, reused: bool, expected: str) -> None:
     mode = choose_mode("auto", supports_output_noise=supports, locations=locations, reused=reused)
     assert mode == expected
+
+
+@pytest.mark.parametrize(("structure", "examples", "width", "expected"), [
+    ("kronecker", 64, 512, "separable"),
+    ("matrix_normal", 64, 512, "separable"),
+    ("kronecker", 8, 512, "local"),  # more directions than examples
+    ("kronecker", 64, 16, "local"),  # too little to gain
+    ("eigen_corrected", 64, 512, "local"),
+])  # fmt: skip
+def test_auto_picks_separable_noise_where_it_costs_less(
+    structure: Any, examples: int, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = VariationalNetwork(nn.Linear(width, width), GaussianLikelihood(0.5), posterior=structure, num_data=100)
+    called = []
+    for mode, original in list(noise.AT_OUTPUTS.items()):
+        monkeypatch.setitem(
+            noise.AT_OUTPUTS, mode, lambda *args, mode=mode, original=original: called.append(mode) or original(*args)
+        )
+    network(torch.randn(examples, width))
+    assert called == [expected]
 
 
 @pytest.mark.parametrize("mode", ["shared", "per_example", "grouped"])
