@@ -83,9 +83,8 @@ def _growth(panels: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
             mine = sorted((row for row in rows if row["contender"] == contender), key=lambda row: row["size"])
             sizes = [row["size"] for row in mine]
             color = color_of[contender]
-            axes.plot(
-                sizes, [1e3 * row["seconds"][0] for row in mine], "o-", markersize=3, color=color, label=contender
-            )
+            times = [1e3 * row["seconds"][0] for row in mine]
+            axes.plot(sizes, times, "o-", markersize=3, color=color, label=contender)
             axes.plot(sizes, [1e3 * row["floor"] for row in mine], ":", linewidth=1, color=color)
         axes.set(xscale="log", yscale="log", xlabel=name)
         axes.set_title(SWEEPS[name].title, fontsize="small")

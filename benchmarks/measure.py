@@ -72,9 +72,8 @@ def measure(
                 if memory:
                     peaks[contender.name] = peak_bytes(contender.name, network, clock.device)
                 trainer = contender.build(network, clock.device)
-                turns[contender.name] = warmed_up(
-                    stepper(trainer, contender, network, clock), trainer.cycle, pace, clock
-                )
+                step = stepper(trainer, contender, network, clock)
+                turns[contender.name] = warmed_up(step, trainer.cycle, pace, clock)
                 trainers[contender.name] = trainer
             except (ImportError, *OutOfMemory, TooSlowError) as error:
                 found.skipped.append(_skip(network, contender, str(error)))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -94,7 +95,7 @@ def _blitz(network: Network, device: torch.device) -> _Step:
         BayesianLinear(layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else layer
         for layer in network.make().children()
     ]
-    net = Bayesian(*layers).to(device)
+    net: Any = Bayesian(*layers).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
 
     def step(x: Tensor, y: Tensor) -> None:
@@ -151,7 +152,8 @@ def _curvlinops(network: Network, device: torch.device) -> _Step:
     parameters = list(net.parameters())
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
     loss = nn.CrossEntropyLoss() if network.task == "classification" else nn.MSELoss()
-    steps, inverse = 0, None
+    steps = 0
+    inverse: Any = None
 
     def step(x: Tensor, y: Tensor) -> None:
         nonlocal steps, inverse

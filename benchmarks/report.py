@@ -14,9 +14,9 @@ _HEAD = """\
 # What a step costs
 
 Times are medians over interleaved rounds, per training step, everything that is done every so many steps included; in
-brackets the quartiles. Ratios are taken round by round. A floor is the necessary work at the machine's measured rates of
-matrix products and copies; × floor says how far a time is from it. Memory is the peak while training, above what the
-loaded libraries take."""
+brackets the quartiles. Ratios are taken round by round. A floor is the necessary work at the machine's measured rates
+of matrix products and copies; × floor says how far a time is from it. Memory is the peak while training, above what
+the loaded libraries take."""
 Spread = Sequence[float]
 Section = dict[str, Any]
 
@@ -69,8 +69,8 @@ def _sweep(name: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"## Growth with {name}: {SWEEPS[name].title}",
         "",
-        f"Milliseconds a step, and × Adam at the same {name}. The last column: the power of the {name} that the time grows",
-        "with between the two largest sizes, and the floor's, which is the law.",
+        f"Milliseconds a step, and × Adam at the same {name}. The last column: the power of the {name} that the time",
+        "grows with between the two largest sizes, and the floor's, which is the law.",
         "",
         *_header([name, *map(str, sizes), "power (law)"]),
     ]

@@ -4,10 +4,10 @@
     python -m benchmarks.step_cost mlp width --device cuda
     python -m benchmarks.step_cost --quick         # small sizes and few rounds, to see that it works
 
-Contenders take turns in one process; a ratio compares a contender's turn with Adam's in the same round. Beside each time
-stands its floor, the necessary work at the machine's measured rates. Written to the output folder: ``<section>.json``
-for every section, ``report.md`` and figures of all sections that are there. A section that was measured with the same
-settings and code is not measured again.
+Contenders take turns in one process; a ratio compares a contender's turn with Adam's in the same round. Beside each
+time stands its floor, the necessary work at the machine's measured rates. Written to the output folder:
+``<section>.json`` for every section, ``report.md`` and figures of all sections that are there. A section that was
+measured with the same settings and code is not measured again.
 """
 
 from __future__ import annotations
