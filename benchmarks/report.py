@@ -58,7 +58,7 @@ def _network(_: str, rows: Sequence[dict[str, Any]]) -> list[str]:
         if several:
             cells += [_milliseconds(row["seconds"], row["networks"]), _factor(row["to_adam"], row["networks"])]
         cells += _floor(row["seconds"][0], row["floor"])
-        cells.append("–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}")
+        cells.append("–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.1f}")
         lines.append(_line(cells))
     return lines
 
