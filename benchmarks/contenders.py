@@ -1,8 +1,4 @@
-"""What takes steps: plain optimizers as references, our optimizers on every posterior and noise mode, and peers.
-
-Learning rates are tiny, so that no network learns its few batches by heart: where that happens gradients and statistics
-shrink to denormal numbers, which many processors compute with very slowly, and that would be measured instead.
-"""
+"""What takes steps: plain optimizers as references, our optimizers on every posterior and noise mode, and peers."""
 
 from __future__ import annotations
 
@@ -20,7 +16,6 @@ import noisynat
 from benchmarks import peers
 from benchmarks.floor import Plan
 from benchmarks.networks import Network
-from benchmarks.peers import LEARNING_RATE
 from noisynat.curvature import fisher
 
 Step = Callable[[Tensor, Tensor], None]
@@ -77,9 +72,9 @@ def _plain(network: Network, device: torch.device, *, name: str) -> Trainer:
     """Adam or SGD with momentum on one network."""
     net = network.make().to(device)
     if name == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=network.learning_rate)
     else:
-        optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=0.9)
+        optimizer = torch.optim.SGD(net.parameters(), lr=network.learning_rate, momentum=0.9)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
@@ -97,7 +92,7 @@ def _natural(
     if quiet:
         bnn.eval()
     make = noisynat.NoisyAdam if structure == "diagonal" else noisynat.NoisyKFAC
-    optimizer = make(bnn, lr=LEARNING_RATE, **options)
+    optimizer = make(bnn, lr=network.learning_rate, **options)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
@@ -121,7 +116,7 @@ def _natural(
 def _mean_field(network: Network, device: torch.device, *, noise: str) -> Trainer:
     """Bayes by Backprop by Adam."""
     bnn = _variational(network, device, "mean_field", noise)
-    optimizer = torch.optim.Adam(bnn.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(bnn.parameters(), lr=network.learning_rate)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()

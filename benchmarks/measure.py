@@ -36,6 +36,54 @@ class Measured:
         self.skipped += other.skipped
 
 
+@dataclass(frozen=True)
+class Entrant:
+    """A contender that is warmed up and waits for its turn.
+
+    Args:
+        contender: which.
+        trainer: its network and optimizer.
+        turn: what it does in a round.
+        peak_bytes: of its training, where that was measured.
+    """
+
+    contender: Contender
+    trainer: Trainer
+    turn: Turn
+    peak_bytes: int | None
+
+
+def entrants(
+    network: Network, contenders: Sequence[Contender], pace: Pace, clock: Clock, *, memory: bool = False
+) -> tuple[dict[str, Entrant], list[dict[str, str]]]:
+    """The contenders that can be measured here, by name, and those that cannot, with the reason.
+
+    Args:
+        network: to be trained by each.
+        contenders: in the order in which they are reported.
+        pace: of the rounds.
+        clock: of the device.
+        memory: whether to measure the peak of each, in a process of its own.
+    """
+    ready: dict[str, Entrant] = {}
+    skipped: list[dict[str, str]] = []
+    for contender in contenders:
+        try:
+            if (reason := contender.missing()) is not None:
+                raise ImportError(reason)
+            peak = peak_bytes(contender.name, network, clock.device) if memory else None
+            trainer = contender.build(network, clock.device)
+            turn = warmed_up(stepper(trainer, contender, network, clock), trainer.cycle, pace, clock)
+            ready[contender.name] = Entrant(contender, trainer, turn, peak)
+        except (ImportError, *OutOfMemory, TooSlowError) as error:
+            skipped.append(_skip(network, contender, str(error)))
+        except Exception as error:  # others' code may fail in any way, which must not end a run of an hour
+            if contender.kind != "peer":
+                raise
+            skipped.append(_skip(network, contender, f"{type(error).__name__}: {error}"))
+    return ready, skipped
+
+
 def measure(
     network: Network,
     contenders: Sequence[Contender],
@@ -59,37 +107,12 @@ def measure(
         memory: whether to measure the peak of each, in a process of its own.
         report: is told what happens.
     """
-    found = Measured()
-    trainers: dict[str, Trainer] = {}
-    turns: dict[str, Turn] = {}
-    peaks: dict[str, int | None] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peers' packages
-        for contender in contenders:
-            try:
-                if (reason := contender.missing()) is not None:
-                    raise ImportError(reason)
-                if memory:
-                    peaks[contender.name] = peak_bytes(contender.name, network, clock.device)
-                trainer = contender.build(network, clock.device)
-                step = stepper(trainer, contender, network, clock)
-                turns[contender.name] = warmed_up(step, trainer.cycle, pace, clock)
-                trainers[contender.name] = trainer
-            except (ImportError, *OutOfMemory, TooSlowError) as error:
-                found.skipped.append(_skip(network, contender, str(error)))
-            except Exception as error:  # others' code may fail in any way, which must not end a run of an hour
-                if contender.kind != "peer":
-                    raise
-                found.skipped.append(_skip(network, contender, f"{type(error).__name__}: {error}"))
-        report(f"  {network.title}: {len(turns)} contenders")
-        times = interleaved(turns, pace, clock)
-    for contender in contenders:
-        if contender.name in times:
-            row = _row(contender, trainers[contender.name], network, times, rates)
-            row |= {"size": size, "peak_bytes": peaks.get(contender.name)}
-            row |= {"steps_per_round": turns[contender.name].steps}
-            found.rows.append(row)
-    return found
+        ready, skipped = entrants(network, contenders, pace, clock, memory=memory)
+        report(f"  {network.title}: {len(ready)} contenders")
+        times = interleaved({name: entrant.turn for name, entrant in ready.items()}, pace, clock)
+    return Measured([_row(entrant, network, times, rates) | {"size": size} for entrant in ready.values()], skipped)
 
 
 def stepper(trainer: Trainer, contender: Contender, network: Network, clock: Clock) -> Callable[[], None]:
@@ -99,9 +122,8 @@ def stepper(trainer: Trainer, contender: Contender, network: Network, clock: Clo
     return lambda: trainer.step(*next(batches))
 
 
-def _row(
-    contender: Contender, trainer: Trainer, network: Network, times: Mapping[str, Sequence[float]], rates: Rates
-) -> dict[str, Any]:
+def _row(entrant: Entrant, network: Network, times: Mapping[str, Sequence[float]], rates: Rates) -> dict[str, Any]:
+    contender, trainer = entrant.contender, entrant.trainer
     mine = times[contender.name]
     row: dict[str, Any] = {
         "network": network.name,
@@ -111,8 +133,10 @@ def _row(
         "kind": contender.kind,
         "networks": trainer.networks,
         "cycle": trainer.cycle,
+        "steps_per_round": entrant.turn.steps,
         "rounds": list(mine),
         "seconds": spread(mine),
+        "peak_bytes": entrant.peak_bytes,
     }
     for reference in REFERENCES:
         row[f"to_{reference}"] = spread(ratios(mine, times[reference])) if reference in times else None

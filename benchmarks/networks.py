@@ -14,7 +14,6 @@ from torch.nn import functional
 
 import noisynat
 
-_BATCHES = 16
 Shape = tuple[int, int]
 
 
@@ -32,6 +31,9 @@ class Network:
         batch: examples of a batch.
         num_data: N.
         replicas: how many networks our own methods train at once; the others train one.
+        num_batches: that training goes through again and again.
+        learning_rate: of all optimizers. It is tiny, so that no network learns its few batches by heart: gradients and
+            statistics would shrink to denormal numbers, which many processors compute with very slowly.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Network:
     batch: int
     num_data: int
     replicas: int | None = None
+    num_batches: int = 16
+    learning_rate: float = 1e-5
 
     def likelihood(self) -> noisynat.Likelihood:
         """For our own methods."""
@@ -63,7 +67,7 @@ class Network:
         generator = torch.Generator().manual_seed(0)
         lead = (self.batch,) if replicas is None else (replicas, self.batch)
         batches = []
-        for _ in range(_BATCHES):
+        for _ in range(self.num_batches):
             x = torch.randn(*lead, *self.input_shape, generator=generator)
             if self.task == "classification":
                 y = torch.randint(self.outputs, lead, generator=generator)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from benchmarks.networks import Network
 
-LEARNING_RATE = 1e-5
 _DAMPING = 0.1  # large enough that single batches' factors give no wild steps; it costs nothing
 _INTERVAL = 10
 _Step = Callable[[Tensor, Tensor], None]
@@ -48,7 +47,7 @@ def _ivon(network: Network, device: torch.device) -> _Step:
     import ivon
 
     net = network.make().to(device)
-    optimizer = ivon.IVON(net.parameters(), lr=LEARNING_RATE, ess=network.num_data)
+    optimizer = ivon.IVON(net.parameters(), lr=network.learning_rate, ess=network.num_data)
 
     def step(x: Tensor, y: Tensor) -> None:
         with optimizer.sampled_params(train=True):
@@ -73,7 +72,7 @@ def _bayesian_torch(network: Network, device: torch.device, *, kind: str) -> _St
     }
     dnn_to_bnn(net, settings)
     net.to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(net.parameters(), lr=network.learning_rate)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
@@ -96,7 +95,7 @@ def _blitz(network: Network, device: torch.device) -> _Step:
         for layer in network.make().children()
     ]
     net: Any = Bayesian(*layers).to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(net.parameters(), lr=network.learning_rate)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
@@ -117,7 +116,7 @@ def _asdl(network: Network, device: torch.device) -> _Step:
     from asdl import KfacGradientMaker, PreconditioningConfig
 
     net = network.make().to(device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), lr=network.learning_rate, momentum=0.9)
     settings = PreconditioningConfig(
         data_size=network.batch,
         damping=_DAMPING,
@@ -150,7 +149,7 @@ def _curvlinops(network: Network, device: torch.device) -> _Step:
 
     net = network.make().to(device)
     parameters = list(net.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
+    optimizer = torch.optim.SGD(parameters, lr=network.learning_rate, momentum=0.9)
     loss = nn.CrossEntropyLoss() if network.task == "classification" else nn.MSELoss()
     steps = 0
     inverse: Any = None
@@ -178,7 +177,7 @@ def _singd(network: Network, device: torch.device) -> _Step:
     from singd.optim.optimizer import SINGD
 
     net = network.make().to(device)
-    optimizer = SINGD(net, lr=LEARNING_RATE, damping=_DAMPING, T=_INTERVAL)
+    optimizer = SINGD(net, lr=network.learning_rate, damping=_DAMPING, T=_INTERVAL)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()

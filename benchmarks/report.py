@@ -121,6 +121,19 @@ def _stages(_: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _memorized(_: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    first = rows[0]
+    lines = [
+        f"## One batch, learned by heart: {first['network_title']}",
+        "",
+        *_header(["", "ms a step at first", f"ms a step after {first['steps']:,} steps", "times slower"]),
+    ]
+    for row in rows:
+        cells = [_milliseconds(row["fresh"]), _milliseconds(row["learned"]), f"{row['slower']:.2f}"]
+        lines.append(_line([f"{row['contender']}: {row['title']}", *cells]))
+    return lines
+
+
 def _prediction(_: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     first = rows[0]
     title = f"## Predicting {first['points']:,} points with {first['samples']} samples: {first['network_title']}"
@@ -143,7 +156,7 @@ def _boston(_: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-_OTHERS = {"stages": _stages, "prediction": _prediction, "boston": _boston}
+_OTHERS = {"stages": _stages, "memorized": _memorized, "prediction": _prediction, "boston": _boston}
 
 
 def _provenance(section: Section) -> list[str]:

@@ -21,7 +21,7 @@ import torch
 import typer
 
 import uci_data
-from benchmarks import boston, figures, machine, measure, prediction, report, stages
+from benchmarks import boston, figures, machine, measure, memorized, prediction, report, stages
 from benchmarks.contenders import CONTENDERS, IN_SWEEPS, QUICK, Contender
 from benchmarks.floor import Rates
 from benchmarks.networks import NETWORKS, SWEEPS, digits
@@ -84,6 +84,11 @@ def _stages(_: str, run: Run) -> dict[str, Any]:
     return {"rows": rows, "skipped": []}
 
 
+def _memorized(_: str, run: Run) -> dict[str, Any]:
+    network, steps = (memorized.one_batch((30,)), 100) if run.quick else (memorized.one_batch((100, 100)), 10_000)
+    return asdict(memorized.compare(network, run.chosen(memorized.NAMES), steps, run.pace, run.clock))
+
+
 def _prediction(_: str, run: Run) -> dict[str, Any]:
     network, points, samples = (digits("small", (100, 100)), 200, 10) if run.quick else (NETWORKS["mlp"], 10_000, 100)
     return {"rows": prediction.compare(network, points, samples, run.pace, run.clock), "skipped": []}
@@ -101,6 +106,7 @@ SECTIONS: dict[str, Callable[[str, Run], dict[str, Any]]] = {
     **dict.fromkeys(NETWORKS, _network),
     **dict.fromkeys(SWEEPS, _sweep),
     "stages": _stages,
+    "memorized": _memorized,
     "prediction": _prediction,
     "boston": _boston,
 }

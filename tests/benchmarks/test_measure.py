@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import noisynat
-from benchmarks import memory
+from benchmarks import memorized, memory
 from benchmarks.contenders import CONTENDERS, IN_SWEEPS, QUICK, Contender, Trainer
 from benchmarks.floor import Rates
 from benchmarks.machine import denormals_are_flushed, measured_rates, source_digest
@@ -177,6 +178,43 @@ def test_the_digest_is_of_the_librarys_code(monkeypatch: pytest.MonkeyPatch, tmp
     other = source_digest()
     (tmp_path / "a.py").write_text("x = 2\n")
     assert len({before, other, source_digest()}) == 3
+
+
+def test_the_one_batch_is_learned_by_heart() -> None:
+    network = memorized.one_batch((30,))
+    contender = CONTENDERS["nng-ffg-local"]
+    trainer = contender.build(network, CPU)
+    assert trainer.bnn is not None
+    step = stepper(trainer, contender, network, Clock())
+    x, y = network.batches(CPU)[0]
+    losses = []
+    for _ in range(2):
+        losses.append(trainer.bnn.eval().loss(x, y).item())
+        trainer.bnn.train()
+        for _ in range(400):
+            step()
+    assert losses[0] > 2
+    assert losses[1] > 100 * trainer.bnn.eval().loss(x, y).item()
+
+
+def test_between_the_two_measurements_the_batch_is_trained_on() -> None:
+    calls = 0
+
+    def counted(network: Network, device: torch.device) -> Trainer:
+        def step(x: Tensor, y: Tensor) -> None:
+            nonlocal calls
+            calls += 1
+            time.sleep(1e-3 if calls <= 7 else 5e-3)  # 1 + 3 steps of warm-up and 3 rounds of 1
+
+        return Trainer(step)
+
+    contenders = [Contender("slowing", "it slows down", "noisynat", counted), ABSENT]
+    found = memorized.compare(memorized.one_batch((5,)), contenders, 11, FAST, Clock())
+    assert calls == 4 + 3 + 11 + 3
+    (row,) = found.rows
+    assert row["slower"] == row["learned"][0] / row["fresh"][0]
+    assert row["slower"] > 2
+    assert [skip["contender"] for skip in found.skipped] == ["peer-absent"]
 
 
 @pytest.mark.skipif(not memory._STATUS.exists(), reason="Linux tells the memory of a process")
