@@ -141,11 +141,35 @@ def test_denormal_numbers_are_left_as_they_are() -> None:
     before = denormals_are_flushed()
     measure(SMALL, [CONTENDERS["adam"], CONTENDERS["nng-kron-local"]], FAST, Clock(), RATES, report=lambda _: None)
     assert denormals_are_flushed() is before
+
+
+def test_it_is_told_how_denormal_numbers_are_treated() -> None:
     try:
-        if torch.set_flush_denormal(True):
-            assert denormals_are_flushed()
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor does not flush denormal numbers")
+        assert denormals_are_flushed()
     finally:
-        torch.set_flush_denormal(before)
+        torch.set_flush_denormal(False)
+    assert not denormals_are_flushed()
+
+
+def test_replicas_have_batches_of_their_own_and_others_those_of_one_network() -> None:
+    seen: list[torch.Size] = []
+    trainer = Trainer(lambda x, y: seen.extend([x.shape, y.shape]))
+    for name in ("nng-kron-local", "adam"):
+        step = stepper(trainer, CONTENDERS[name], FEW, Clock())
+        step()
+    assert seen == [(3, 32, 13), (3, 32, 1), (32, 13), (32, 1)]
+
+
+def test_batches_come_round_again() -> None:
+    seen: list[Tensor] = []
+    few = replace(SMALL, num_batches=2)
+    step = stepper(Trainer(lambda x, y: seen.append(x)), CONTENDERS["adam"], few, Clock())
+    for _ in range(3):
+        step()
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_networks_and_batches_are_the_same_every_time_and_the_global_generator_is_left_alone() -> None:
