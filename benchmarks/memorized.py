@@ -13,7 +13,7 @@ from dataclasses import replace
 from benchmarks.contenders import Contender
 from benchmarks.measure import Measured, entrants
 from benchmarks.networks import Network, digits
-from benchmarks.rounds import Clock, Pace, interleaved, spread
+from benchmarks.rounds import Clock, Pace, interleaved, ratios, spread
 
 NAMES = (
     "adam", "sgd", "bbb-local", "nng-ffg-local", "nng-mvg-local", "nng-kron-local", "nng-ekfac-local", "kfac",
@@ -27,34 +27,36 @@ def one_batch(hidden: Sequence[int]) -> Network:
 
 
 def compare(network: Network, contenders: Sequence[Contender], steps: int, pace: Pace, clock: Clock) -> Measured:
-    """Seconds per step at the beginning of training and ``steps`` later.
+    """Seconds per step of networks that have learned the batch, and of others that do not learn, in the same rounds.
 
     Args:
         network: from :func:`one_batch`.
         contenders: that train it.
-        steps: between the two measurements.
-        pace: of both.
+        steps: of learning.
+        pace: of the rounds.
         clock: of the device.
     """
+    other = replace(network, num_batches=Network.num_batches, learning_rate=Network.learning_rate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peers' packages
-        ready, skipped = entrants(network, contenders, pace, clock)
-        turns = {name: entrant.turn for name, entrant in ready.items()}
-        fresh = interleaved(turns, pace, clock)
-        for turn in turns.values():
+        learning, skipped = entrants(network, contenders, pace, clock)
+        fresh, _ = entrants(other, [entrant.contender for entrant in learning.values()], pace, clock)
+        for entrant in learning.values():
             for _ in range(steps):
-                turn.step()
-        learned = interleaved(turns, pace, clock)
+                entrant.turn.step()
+        turns = {f"{name}, learned": entrant.turn for name, entrant in learning.items() if name in fresh}
+        turns |= {f"{name}, fresh": entrant.turn for name, entrant in fresh.items()}
+        times = interleaved(turns, pace, clock)
     rows = [
         {
             "network_title": network.title,
             "contender": name,
             "title": entrant.contender.title,
             "steps": steps,
-            "fresh": spread(fresh[name]),
-            "learned": spread(learned[name]),
-            "slower": spread(learned[name])[0] / spread(fresh[name])[0],
+            "fresh": spread(times[f"{name}, fresh"]),
+            "learned": spread(times[f"{name}, learned"]),
+            "slower": spread(ratios(times[f"{name}, learned"], times[f"{name}, fresh"])),
         }
-        for name, entrant in ready.items()
+        for name, entrant in fresh.items()
     ]
     return Measured(rows, skipped)

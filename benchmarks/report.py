@@ -126,10 +126,10 @@ def _memorized(_: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"## One batch, learned by heart: {first['network_title']}",
         "",
-        *_header(["", "ms a step at first", f"ms a step after {first['steps']:,} steps", "times slower"]),
+        *_header(["", "ms a step, not learned", f"ms a step after {first['steps']:,} steps", "times slower"]),
     ]
     for row in rows:
-        cells = [_milliseconds(row["fresh"]), _milliseconds(row["learned"]), f"{row['slower']:.2f}"]
+        cells = [_milliseconds(row["fresh"]), _milliseconds(row["learned"]), _factor(row["slower"])]
         lines.append(_line([f"{row['contender']}: {row['title']}", *cells]))
     return lines
 

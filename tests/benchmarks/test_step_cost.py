@@ -181,11 +181,11 @@ def test_stages_from_a_twentieth_on_are_bold() -> None:
 def test_the_table_of_what_is_learned_by_heart() -> None:
     found = {
         "network_title": "a network", "contender": "a", "title": "A", "steps": 3000, "fresh": [1e-3] * 3,
-        "learned": [4e-3] * 3, "slower": 4.0,
+        "learned": [4e-3] * 3, "slower": [4.0, 3.0, 5.0],
     }  # fmt: skip
     text = report.markdown({"memorized": section([found])})
-    assert "|  | ms a step at first | ms a step after 3,000 steps | times slower |" in text
-    assert "| a: A | 1 (1 to 1) | 4 (4 to 4) | 4.00 |" in text
+    assert "|  | ms a step, not learned | ms a step after 3,000 steps | times slower |" in text
+    assert "| a: A | 1 (1 to 1) | 4 (4 to 4) | 4 (3 to 5) |" in text
 
 
 def test_provenance_is_told_once_where_it_is_the_same(tmp_path: Path) -> None:
