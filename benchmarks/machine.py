@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from benchmarks.rounds import Clock
 from experiments import records
 
 _REPEATS = 5
+_SOURCES = (Path(noisynat.__file__).parent, Path(__file__).parent)
 
 
 def measured_rates(clock: Clock, dtype: torch.dtype = torch.float32, side: int = 2048) -> Rates:
@@ -46,11 +48,13 @@ def measured_rates(clock: Clock, dtype: torch.dtype = torch.float32, side: int =
 
 
 def provenance(module: str, device: torch.device, packages: list[str]) -> dict[str, Any]:
-    """As for an experiment, with the processor's or GPU's name, how denormals are treated, and versions of peers."""
+    """As for an experiment, with the processor's or GPU's name, what is done with denormal numbers, versions of
+    peers, and the code's digest."""
     found = records.provenance(module)
     found["machine"] = f"{processor()}, {found['machine']}"
     if device.type == "cuda":
         found["machine"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}; {found['machine']}"
+    found["source"] = source_digest()
     found["denormals"] = "flushed to zero" if denormals_are_flushed() else "kept"
     found["packages"].update({name: number for name in packages if (number := installed_version(name)) is not None})
     return found
@@ -79,10 +83,9 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def source_digest() -> str:
-    """Of the library's code: figures of other code are not these."""
-    root = Path(noisynat.__file__).parent
+def source_digest(roots: Sequence[Path] = _SOURCES) -> str:
+    """Of the code in ``roots``, the library's and the benchmarks': figures of other code are not these."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in (path for root in roots for path in sorted(root.rglob("*.py"))):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:12]

@@ -21,10 +21,10 @@ Spread = Sequence[float]
 Section = dict[str, Any]
 
 
-def collect(output: Path, names: Sequence[str]) -> dict[str, Section]:
-    """What was measured so far, by section, in the order of ``names``."""
+def collect(output: Path, names: Sequence[str], source: str) -> dict[str, Section]:
+    """What was measured so far by the code with digest ``source``, by section, in the order of ``names``."""
     found = {name: records.read_json(output / f"{name}.json") for name in names}
-    return {name: section for name, section in found.items() if section is not None}
+    return {name: part for name, part in found.items() if part is not None and part["settings"]["source"] == source}
 
 
 def markdown(parts: Mapping[str, Section]) -> str:
@@ -163,7 +163,8 @@ def _provenance(section: Section) -> list[str]:
     rates = section["rates"]
     speed = f"{rates['flops'] / 1e9:.3g} GFLOP/s in matrix products, {rates['bytes'] / 1e9:.3g} GB/s in copies"
     lines = summary.provenance_lines(section["provenance"])
-    return [*lines[:-1], f"{lines[-1]}; {speed}; denormal numbers {section['provenance']['denormals']}"]
+    state = f"denormal numbers {section['provenance']['denormals']}; code {section['provenance']['source']}"
+    return [*lines[:-1], f"{lines[-1]}; {speed}; {state}"]
 
 
 def _milliseconds(values: Spread, networks: int = 1) -> str:

@@ -6,8 +6,8 @@
 
 Contenders take turns in one process; a ratio compares a contender's turn with Adam's in the same round. Beside each
 time stands its floor, the necessary work at the machine's measured rates. Written to the output folder:
-``<section>.json`` for every section, ``report.md`` and figures of all sections that are there. A section that was
-measured with the same settings and code is not measured again.
+``<section>.json`` for every section, ``report.md`` and figures of all sections that this code measured. A section that
+was measured with the same settings and code is not measured again.
 """
 
 from __future__ import annotations
@@ -138,8 +138,7 @@ def main(
         "pace": asdict(pace),
         "contenders": only,
         "device": device,
-        "source": machine.source_digest(),
-        **{key: provenance[key] for key in ("machine", "threads", "packages")},
+        **{key: provenance[key] for key in ("source", "machine", "threads", "packages")},
     }
     run: Run | None = None
     for name in chosen:
@@ -155,7 +154,7 @@ def main(
         for skip in found["skipped"]:
             print(f"  left out: {skip['contender']} on {skip['network']}: {skip['reason']}")
         records.write_json(path, {"settings": settings, "provenance": provenance, "rates": asdict(run.rates), **found})
-    parts = report.collect(output, list(SECTIONS))
+    parts = report.collect(output, list(SECTIONS), provenance["source"])
     records.write_text(output / "report.md", report.markdown(parts))
     written = [output / "report.md", *figures.draw(parts, output)]
     print(f"written: {', '.join(map(str, written))}")

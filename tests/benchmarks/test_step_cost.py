@@ -22,6 +22,7 @@ ONCE = Pace(rounds=1, turn_seconds=0.0, patience=60.0)
 SMALL = digits("small", (8,), batch=16)
 PROVENANCE = {
     "command": "c", "packages": {"torch": "2"}, "python": "3", "machine": "m", "threads": 1, "denormals": "kept",
+    "source": "abc",
 }  # fmt: skip
 
 
@@ -36,9 +37,17 @@ def row(contender: str, seconds: float, **changes: Any) -> dict[str, Any]:
     return made | changes
 
 
-def section(rows: list[dict[str, Any]], skipped: tuple[dict[str, str], ...] = ()) -> dict[str, Any]:
+def section(
+    rows: list[dict[str, Any]], skipped: tuple[dict[str, str], ...] = (), source: str = "abc"
+) -> dict[str, Any]:
     rates = {"flops": 5e9, "bytes": 2e9}
-    return {"settings": {}, "provenance": PROVENANCE, "rates": rates, "rows": rows, "skipped": list(skipped)}
+    return {
+        "settings": {"source": source},
+        "provenance": PROVENANCE,
+        "rates": rates,
+        "rows": rows,
+        "skipped": list(skipped),
+    }
 
 
 def invoke(output: Path, *arguments: str) -> Any:
@@ -147,7 +156,7 @@ def test_the_table_of_a_network() -> None:
     )
     assert text.count("| – | – | – |") == 1  # the peer has neither floor nor memory
     assert "- peer-y (mlp): it is not there" in text
-    assert "5 GFLOP/s in matrix products, 2 GB/s in copies; denormal numbers kept" in text
+    assert "5 GFLOP/s in matrix products, 2 GB/s in copies; denormal numbers kept; code abc" in text
 
 
 def test_the_table_of_a_sweep_and_its_powers() -> None:
@@ -204,7 +213,7 @@ def test_sections_that_have_nothing_are_no_figure(tmp_path: Path) -> None:
     assert "# What a step costs" in report.markdown(parts)
 
 
-def test_collected_sections_keep_their_order(tmp_path: Path) -> None:
-    for name in ("width", "table"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(section([])))
-    assert list(report.collect(tmp_path, list(SECTIONS))) == ["table", "width"]
+def test_collected_sections_keep_their_order_and_are_of_one_code(tmp_path: Path) -> None:
+    for name, source in (("width", "abc"), ("table", "abc"), ("mlp", "old")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(section([], source=source)))
+    assert list(report.collect(tmp_path, list(SECTIONS), "abc")) == ["table", "width"]
