@@ -50,7 +50,7 @@ peers: $(WITH_PEERS)
 	$(PEERS)
 
 bench: $(INSTALLED)
-	$(BENCH) table mlp width replicas stages prediction --quick --output results/benchmarks/quick
+	$(BENCH) table mlp width replicas stages prediction --quick --threads 1 --output results/benchmarks/quick
 
 bench-full: $(WITH_PEERS)
 	$(BENCH) --output results/benchmarks/full
