@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.networks import NETWORKS, SWEEPS
 from experiments.figures import save
@@ -64,6 +65,8 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(rows)), [row["contender"] for row in rows], fontsize="x-small")
     axes.invert_yaxis()
     axes.set_xlabel("time per step and network, × Adam" if several else "time per step, × Adam")
@@ -87,6 +90,9 @@ def _growth(panels: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
             axes.plot(sizes, times, "o-", markersize=3, color=color, label=contender)
             axes.plot(sizes, [1e3 * row["floor"] for row in mine], ":", linewidth=1, color=color)
         axes.set(xscale="log", yscale="log", xlabel=name)
+        shown = sorted({row["size"] for row in rows})
+        axes.set_xticks(shown, [str(size) for size in shown], fontsize="small")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(SWEEPS[name].title, fontsize="small")
         axes.grid(alpha=0.3)
     axes_of.flat[0].set_ylabel("ms a step; dotted: floor")
