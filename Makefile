@@ -17,16 +17,19 @@ TORCH      := $(shell sed -n 's/^\(torch==[^ ;\#]*\).*/\1/p' constraints.txt)
 RESULTS := results/demo
 DEMO    := $(BIN)/python -m experiments.uci_regression boston --methods bbb,nng-ffg,nng-mvg,nng-kron,mix-full-het --output $(RESULTS)
 PEERS   := $(BIN)/python -m experiments.peers boston --output results/peers
+BENCH   := $(BIN)/python -m benchmarks.step_cost
 TEST    := $(BIN)/python -m pytest -n 2 --dist worksteal
 SPHINX  := $(BIN)/python -m sphinx -W --keep-going -q
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo peers test lint format docs clean distclean
+.PHONY: help venv demo peers bench bench-full test lint format docs clean distclean
 
 help:
 	@echo "make demo       train five posteriors on the Boston splits; tables and figures in $(RESULTS)"
 	@echo "make peers      install the methods of others and run them on the Boston splits; tables in results/peers"
+	@echo "make bench      what a training step costs, a quick look; results/benchmarks/quick"
+	@echo "make bench-full the same in earnest, methods of others included, for hours; results/benchmarks/full"
 	@echo "make test       run all tests"
 	@echo "make lint       ruff check, ruff format --check, mypy"
 	@echo "make format     let ruff format and fix the code"
@@ -45,6 +48,12 @@ demo: $(INSTALLED)
 
 peers: $(WITH_PEERS)
 	$(PEERS)
+
+bench: $(INSTALLED)
+	$(BENCH) table mlp width replicas stages prediction --quick --threads 1 --output results/benchmarks/quick
+
+bench-full: $(WITH_PEERS)
+	$(BENCH) --output results/benchmarks/full
 
 test: $(INSTALLED)
 	$(TEST)
@@ -65,7 +74,7 @@ docs: $(WITH_DOCS)
 
 clean:
 	rm -rf docs/_build docs/gallery build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find noisynat uci_data experiments examples tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find noisynat uci_data experiments benchmarks examples tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean
 	rm -rf $(VENV)
@@ -90,8 +99,8 @@ $(WITH_DOCS): $(INSTALLED)
 	@$(PIP) install -c constraints.txt -e ".[docs]"
 	@touch $@
 
-# laplace-torch asks for torchvision without using it, and one built for another torch (CUDA's for the CPU's) cannot be
-# imported, which stops laplace-torch's own import: then it goes.
+# Some ask for torchvision without needing it, and one built for another torch (CUDA's for the CPU's) cannot be imported,
+# which stops laplace-torch's own import: then it goes.
 $(WITH_PEERS): $(INSTALLED)
 	@echo "Installing the methods of others"
 	@$(PIP) install -c constraints.txt -e ".[peers]"

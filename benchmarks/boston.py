@@ -1,0 +1,59 @@
+"""Twenty Boston splits by noisy K-FAC, in the time of how many trainings of one network by Adam?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+import noisynat
+import uci_data
+from benchmarks.networks import dense
+from benchmarks.rounds import Clock, Pace, Turn, interleaved, ratios, spread
+from experiments.methods import METHODS
+from experiments.protocol import Splits, load_splits
+from experiments.runs import Configuration, train
+
+METHOD = METHODS["nng-kron"]
+
+
+def train_adam(splits: Splits, epochs: int, batch_size: int) -> None:
+    """One network on the first split, by Adam on the squared error."""
+    net = dense((splits.features, 50, 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    batches = noisynat.TensorBatches(splits.x_train[0], splits.y_train[0], batch_size, seed=0)
+    for _ in range(epochs):
+        for x, y in batches:
+            optimizer.zero_grad()
+            functional.mse_loss(net(x), y).backward()
+            optimizer.step()
+
+
+def compare(epochs: int, pace: Pace) -> list[dict[str, Any]]:
+    """Seconds of both for ``epochs`` epochs, on the CPU, as experiments train; and their ratio.
+
+    Raises:
+        uci_data.DatasetNotFoundError: if the data are not there.
+    """
+    splits = load_splits(uci_data.load("boston"))
+    config = replace(Configuration.for_size("boston", splits.num_train), epochs=epochs)
+    turns = {
+        METHOD.name: Turn(lambda: train(METHOD, splits, config), 1),
+        "adam": Turn(lambda: train_adam(splits, epochs, config.batch_size), 1),
+    }
+    train(METHOD, splits, replace(config, epochs=1))
+    train_adam(splits, 1, config.batch_size)
+    times = interleaved(turns, pace, Clock())
+    return [
+        {
+            "method": METHOD.name,
+            "splits": splits.count,
+            "epochs": epochs,
+            "batch": config.batch_size,
+            "seconds": spread(times[METHOD.name]),
+            "adam_seconds": spread(times["adam"]),
+            "trainings": spread(ratios(times[METHOD.name], times["adam"])),
+        }
+    ]

@@ -1,0 +1,206 @@
+"""What takes steps: plain optimizers as references, our optimizers on every posterior and noise mode, and peers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import noisynat
+from benchmarks import peers
+from benchmarks.floor import Plan
+from benchmarks.networks import Network
+from noisynat.curvature import fisher
+
+Step = Callable[[Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A network that is being trained.
+
+    Args:
+        step: one training step on a batch.
+        cycle: steps after which what is done repeats itself.
+        networks: trained at once.
+        plan: of the necessary work, where it is known.
+        bnn: the network, and its optimizer, of our own methods.
+    """
+
+    step: Step
+    cycle: int = 1
+    networks: int = 1
+    plan: Plan | None = None
+    bnn: noisynat.VariationalNetwork | None = None
+    optimizer: Any = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way of training.
+
+    Args:
+        name: on the command line and in tables.
+        title: for readers.
+        kind: reference, ours or peer.
+        build: makes a trainer of a network on a device.
+        module: that must be importable.
+        distribution: that the module comes with.
+    """
+
+    name: str
+    title: str
+    kind: Literal["reference", "noisynat", "peer"]
+    build: Callable[[Network, torch.device], Trainer]
+    module: str = "torch"
+    distribution: str = field(default="torch")
+
+    def missing(self) -> str | None:
+        """Why it cannot be measured here, if so."""
+        if find_spec(self.module) is not None:
+            return None
+        return f"the package {self.distribution} is not installed (extra 'peers')"
+
+
+def _plain(network: Network, device: torch.device, *, name: str) -> Trainer:
+    """Adam or SGD with momentum on one network."""
+    net = network.make().to(device)
+    if name == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=network.learning_rate)
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), lr=network.learning_rate, momentum=0.9)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        network.loss(net(x), y).backward()
+        optimizer.step()
+
+    return Trainer(step, plan=Plan(name))
+
+
+def _natural(
+    network: Network, device: torch.device, *, structure: str, noise: str, quiet: bool = False, **options: Any
+) -> Trainer:
+    """One of our optimizers; ``quiet`` takes the mean's gradients, which leaves plain K-FAC."""
+    bnn = _variational(network, device, structure, noise)
+    if quiet:
+        bnn.eval()
+    make = noisynat.NoisyAdam if structure == "diagonal" else noisynat.NoisyKFAC
+    optimizer = make(bnn, lr=network.learning_rate, **options)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        bnn.loss(x, y).backward()
+        optimizer.step()
+
+    kind = options.get("fisher") or fisher.default_kind(network.outputs, bnn.likelihood.has_hessian_root)
+    replicas = bnn.replicas.numel()
+    plan = Plan(
+        structure,
+        "none" if quiet else noise,
+        columns=network.outputs if kind == "ggn" else 1,
+        stats_every=optimizer.stats_every,
+        refresh_every=optimizer.refresh_every,
+        replicas=replicas,
+    )
+    cycle = math.lcm(optimizer.stats_every, optimizer.refresh_every)
+    return Trainer(step, cycle, replicas, plan, bnn, optimizer)
+
+
+def _mean_field(network: Network, device: torch.device, *, noise: str) -> Trainer:
+    """Bayes by Backprop by Adam."""
+    bnn = _variational(network, device, "mean_field", noise)
+    optimizer = torch.optim.Adam(bnn.parameters(), lr=network.learning_rate)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        bnn.negative_elbo(x, y).backward()
+        optimizer.step()
+
+    replicas = bnn.replicas.numel()
+    return Trainer(step, networks=replicas, plan=Plan("mean_field", noise, replicas=replicas), bnn=bnn)
+
+
+def _variational(network: Network, device: torch.device, structure: str, noise: str) -> noisynat.VariationalNetwork:
+    return noisynat.VariationalNetwork(
+        network.make().to(device),
+        network.likelihood(),
+        posterior=structure,  # type: ignore[arg-type]
+        noise=noise,  # type: ignore[arg-type]
+        num_data=network.num_data,
+        replicas=network.replicas,
+        seed=0,
+    )
+
+
+_RARE = {"stats_every": 10, "refresh_every": 100}
+_STRUCTURES = {
+    "nng-ffg": ("noisy Adam, diagonal", "diagonal"),
+    "nng-mvg": ("noisy K-FAC, matrix normal (factored damping)", "matrix_normal"),
+    "nng-kron": ("noisy K-FAC, Kronecker (exact damping)", "kronecker"),
+    "nng-ekfac": ("noisy EK-FAC, eigenvalue-corrected", "eigen_corrected"),
+}
+NOISES = ("local", "flipout", "shared")
+
+
+def _ours() -> list[Contender]:
+    found = [
+        Contender(f"bbb-{noise}", f"Bayes by Backprop, {noise} noise", "noisynat", partial(_mean_field, noise=noise))
+        for noise in NOISES
+    ]
+
+    def add(name: str, title: str, **options: Any) -> None:
+        found.append(Contender(name, title, "noisynat", partial(_natural, **options)))
+
+    for name, (title, structure) in _STRUCTURES.items():
+        for noise in NOISES:
+            add(f"{name}-{noise}", f"{title}, {noise} noise", structure=structure, noise=noise)
+    for name in ("nng-mvg", "nng-kron", "nng-ekfac"):
+        title, structure = _STRUCTURES[name]
+        add(
+            f"{name}-rare", f"{title}, local noise, sampled targets, statistics every 10 steps, refresh every 100",
+            structure=structure, noise="local", fisher="mc", **_RARE,
+        )  # fmt: skip
+    for name, form, structure in (("kfac", "exact", "kronecker"), ("kfac-factored", "factored", "matrix_normal")):
+        title = f"K-FAC without noise, {form} damping"
+        add(name, title, structure=structure, noise="local", quiet=True)
+        add(
+            f"{name}-rare", f"{title}, sampled targets, statistics every 10 steps, refresh every 100",
+            structure=structure, noise="local", quiet=True, fisher="mc", **_RARE,
+        )  # fmt: skip
+    return found
+
+
+def _peers() -> list[Contender]:
+    def build(network: Network, device: torch.device, *, peer: peers.Peer) -> Trainer:
+        return Trainer(peer.build(network, device), peer.cycle)
+
+    return [
+        Contender(peer.name, peer.title, "peer", partial(build, peer=peer), peer.module, peer.distribution)
+        for peer in peers.PEERS
+    ]
+
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender("adam", "Adam", "reference", partial(_plain, name="adam")),
+        Contender("sgd", "SGD with momentum", "reference", partial(_plain, name="sgd")),
+        *_ours(),
+        *_peers(),
+    )
+}
+IN_SWEEPS = (
+    "adam", "sgd", "bbb-local", "nng-ffg-local", "nng-mvg-local", "nng-kron-local", "nng-ekfac-local", "nng-mvg-rare",
+    "nng-kron-rare",
+)  # fmt: skip
+QUICK = (
+    "adam", "sgd", "bbb-local", "nng-ffg-local", "nng-mvg-local", "nng-kron-local", "nng-kron-flipout",
+    "nng-kron-shared", "nng-ekfac-local", "kfac",
+)  # fmt: skip

@@ -1,0 +1,174 @@
+"""The least that a training step must do: floating-point operations and bytes of the necessary work, stage by stage.
+
+A floor is the larger of operations over the machine's rate of matrix products and bytes over its rate of copies. Counts
+are of the algorithm, not of its code: products of triangular matrices and symmetric products count half, what can be
+done in one pass over memory is one pass, and gradients go the cheaper of two ways to be preconditioned.
+
+Per layer, the weight is o x c (bias included) and the batch has B examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.networks import Shape
+
+FLOAT_BYTES = 4
+_EIGH = 9.0  # n^3 operations for all eigenvectors of a symmetric matrix (Golub and Van Loan 2013, section 8.3)
+_CHOLESKY_INVERSE = 2 / 3  # n^3 operations for a Cholesky factor and its inverse
+
+_GRADIENT_METHODS = ("sgd", "adam", "mean_field")
+
+STAGES = ("forward", "noise", "backward", "statistics", "refresh", "precondition", "trust region", "mean step")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine does per second: operations of a large matrix product, bytes read and written by a copy."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations and bytes that move."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, factor: float) -> Work:
+        return Work(factor * self.flops, factor * self.bytes)
+
+    __rmul__ = __mul__
+
+    def seconds(self, rates: Rates) -> float:
+        """The floor."""
+        return max(self.flops / rates.flops, self.bytes / rates.bytes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step consists of.
+
+    Args:
+        structure: of the posterior; ``"adam"`` or ``"sgd"`` without one.
+        noise: ``"local"``, ``"flipout"``, ``"shared"``, or ``"none"``.
+        columns: K of the statistics.
+        stats_every: steps between statistics.
+        refresh_every: steps between factorizations.
+        replicas: networks trained at once.
+    """
+
+    structure: str
+    noise: str = "none"
+    columns: int = 1
+    stats_every: int = 1
+    refresh_every: int = 1
+    replicas: int = 1
+
+
+def step_floor(layers: Sequence[Shape], batch: int, plan: Plan, rates: Rates) -> dict[str, float]:
+    """Seconds per step at least, by stage."""
+    return {stage: work.seconds(rates) for stage, work in step_work(layers, batch, plan).items()}
+
+
+def step_work(layers: Sequence[Shape], batch: int, plan: Plan) -> dict[str, Work]:
+    """The necessary work of an average step of a dense network, by stage.
+
+    Args:
+        layers: (out, columns) of each, the first one first.
+        batch: examples.
+        plan: of the step.
+    """
+    total = dict.fromkeys(STAGES, Work())
+    scalar = layers[-1][0] == 1
+    for position, (out, columns) in enumerate(layers):
+        for stage, work in _layer_work(out, columns, batch, plan, first=position == 0, scalar=scalar).items():
+            total[stage] = total[stage] + plan.replicas * work
+    return total
+
+
+def product(m: int, k: int, n: int) -> Work:
+    """An (m, k) times a (k, n) matrix."""
+    return Work(2.0 * m * k * n, FLOAT_BYTES * (m * k + k * n + m * n))
+
+
+def passes(count: int, entries: int) -> Work:
+    """Reading or writing ``entries`` numbers ``count`` times."""
+    return Work(0.0, FLOAT_BYTES * count * entries)
+
+
+def _layer_work(o: int, c: int, b: int, plan: Plan, *, first: bool, scalar: bool) -> Mapping[str, Work]:
+    noise = _noise(o, c, b, plan)
+    backward = product(o, b, c)
+    if not first:
+        backward = backward + product(b, o, c)
+        if plan.noise in ("local", "flipout"):
+            backward = backward + noise  # the same products, transposed: noise depends on a layer's inputs
+    if plan.structure == "mean_field":
+        backward = backward + product(o, b, c) + passes(4, o * c)  # log standard deviations; the KL and its gradients
+    return {
+        "forward": product(b, c, o),
+        "noise": noise,
+        "backward": backward,
+        "statistics": _statistics(o, c, b, plan, passed=first or scalar) * (1 / plan.stats_every),
+        "refresh": _refresh(o, c, plan) * (1 / plan.refresh_every),
+        "precondition": _precondition(o, c, b, plan),
+        "trust region": Work() if plan.structure in _GRADIENT_METHODS else passes(2, o * c),
+        "mean step": passes({"sgd": 3, "adam": 7, "mean_field": 14}.get(plan.structure, 6), o * c),
+    }
+
+
+def _noise(o: int, c: int, b: int, plan: Plan) -> Work:
+    if plan.noise == "none":
+        return Work()
+    bases = {"matrix_normal": 0.5, "kronecker": 1.0, "eigen_corrected": 1.0}.get(plan.structure, 0.0)
+    if plan.noise == "shared":
+        return bases * (product(o, o, c) + product(o, c, c)) + passes(3, o * c)
+    rotated = bases * (product(b, c, c) + product(b, o, o))
+    if plan.noise == "flipout":
+        return rotated + product(b, c, o) + passes(2, o * c)
+    return rotated + (passes(2, b * o) if plan.structure == "matrix_normal" else product(b, c, o))
+
+
+def _statistics(o: int, c: int, b: int, plan: Plan, *, passed: bool) -> Work:
+    """Of a step that takes them; ``passed``: whether the loss's own backward pass gives what is needed."""
+    if plan.structure in _GRADIENT_METHODS:
+        return Work()
+    k = plan.columns
+    back = Work() if passed else k * product(b, o, c)
+    if plan.structure == "diagonal":
+        return back + product(o, b, c) + passes(1, o * c)
+    factors = 0.5 * (product(c, b, c) + product(o, k * b, o)) + passes(1, c * c + o * o)
+    if plan.structure == "eigen_corrected":
+        factors = factors + product(b, c, c) + product(k * b, o, o) + product(o, b, c) + passes(1, o * c)
+    return back + factors
+
+
+def _refresh(o: int, c: int, plan: Plan) -> Work:
+    """Of a step that factorizes."""
+    if plan.structure == "diagonal":
+        return passes(2, o * c)
+    if plan.structure == "matrix_normal":
+        return Work(_CHOLESKY_INVERSE * (o**3 + c**3), FLOAT_BYTES * 2.0 * (o * o + c * c))
+    if plan.structure in ("kronecker", "eigen_corrected"):
+        bases = Work(_EIGH * (o**3 + c**3), FLOAT_BYTES * 2.0 * (o * o + c * c)) + passes(1, o * c)
+        return bases if plan.structure == "kronecker" else bases + product(o, o, c) + product(o, c, c)
+    return Work()
+
+
+def _precondition(o: int, c: int, b: int, plan: Plan) -> Work:
+    """The cheaper of applying the inverse to the gradient and to the b columns that it is the product of."""
+    if plan.structure == "diagonal":
+        return passes(3, o * c)
+    if plan.structure not in ("matrix_normal", "kronecker", "eigen_corrected"):
+        return Work()
+    there = product(o, o, c) + product(o, c, c)
+    by_columns = product(b, o, o) + product(b, c, c) + product(o, b, c)
+    cheaper = min(there, by_columns, key=lambda work: work.flops)
+    return cheaper if plan.structure == "matrix_normal" else cheaper + there  # out of the eigenbasis again

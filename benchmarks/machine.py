@@ -1,0 +1,91 @@
+"""What the machine is and what it can do: measured rates, hardware, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import noisynat
+from benchmarks.floor import Rates
+from benchmarks.rounds import Clock
+from experiments import records
+
+_REPEATS = 5
+_SOURCES = (Path(noisynat.__file__).parent, Path(__file__).parent)
+
+
+def measured_rates(clock: Clock, dtype: torch.dtype = torch.float32, side: int = 2048) -> Rates:
+    """The best of a few products of square matrices, and of a few copies, with the threads that torch has now.
+
+    Args:
+        clock: of the device.
+        dtype: of both.
+        side: of the matrices; the copies are of eight times as many numbers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(side, side, generator=generator).to(clock.device, dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    source = torch.ones(8, side, side, dtype=dtype, device=clock.device)
+    target = torch.empty_like(source)
+
+    def multiply() -> None:
+        torch.mm(a, b, out=out)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    for work in (multiply, copy):
+        clock.seconds(work)
+    product = min(clock.seconds(multiply) for _ in range(_REPEATS))
+    copied = min(clock.seconds(copy) for _ in range(_REPEATS))
+    return Rates(flops=2 * side**3 / product, bytes=2 * source.numel() * source.element_size() / copied)
+
+
+def provenance(module: str, device: torch.device, packages: list[str]) -> dict[str, Any]:
+    """As for an experiment, with the processor's or GPU's name, what is done with denormal numbers, versions of
+    peers, and the code's digest."""
+    found = records.provenance(module)
+    found["machine"] = f"{processor()}, {found['machine']}"
+    if device.type == "cuda":
+        found["machine"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}; {found['machine']}"
+    found["source"] = source_digest()
+    found["denormals"] = "flushed to zero" if denormals_are_flushed() else "kept"
+    found["packages"].update({name: number for name in packages if (number := installed_version(name)) is not None})
+    return found
+
+
+def installed_version(distribution: str) -> str | None:
+    """Its version, or None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def denormals_are_flushed() -> bool:
+    """Whether this thread's arithmetic takes numbers that are too small for their format's exponent as zero."""
+    return bool(torch.tensor([1e-30]) * torch.tensor([1e-10]) == 0)
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def source_digest(roots: Sequence[Path] = _SOURCES) -> str:
+    """Of the code in ``roots``, the library's and the benchmarks': figures of other code are not these."""
+    digest = hashlib.sha256()
+    for path in (path for root in roots for path in sorted(root.rglob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

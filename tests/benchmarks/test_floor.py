@@ -1,0 +1,113 @@
+"""The necessary work of a step, against counts by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.floor import STAGES, Plan, Rates, Work, passes, product, step_floor, step_work
+from benchmarks.networks import Network, digits, table
+
+LAYERS = [(3, 5), (2, 4)]  # (out, columns), the first layer first
+BATCH = 7
+
+
+def flops(plan: Plan, stage: str) -> float:
+    return step_work(LAYERS, BATCH, plan)[stage].flops
+
+
+def test_a_product_and_a_pass_by_hand() -> None:
+    assert product(2, 3, 4) == Work(flops=2 * 2 * 3 * 4, bytes=4 * (2 * 3 + 3 * 4 + 2 * 4))
+    assert passes(3, 10) == Work(0, 3 * 10 * 4)
+
+
+def test_a_floor_is_the_larger_of_operations_and_bytes() -> None:
+    rates = Rates(flops=100.0, bytes=10.0)
+    assert Work(1000, 50).seconds(rates) == 10
+    assert Work(100, 50).seconds(rates) == 5
+    assert 3 * Work(1, 2) + Work(10, 20) == Work(13, 26)
+
+
+def test_forward_and_backward_of_every_gradient_method() -> None:
+    """2 B o c forward, as much for the weights' gradients, and for those of the inputs of all layers but the first."""
+    first, second = 2 * 7 * 3 * 5, 2 * 7 * 2 * 4
+    for name in ("adam", "sgd"):
+        assert flops(Plan(name), "forward") == first + second
+        assert flops(Plan(name), "backward") == first + 2 * second
+        assert sum(flops(Plan(name), stage) for stage in STAGES) == 2 * first + 3 * second
+    assert step_work(LAYERS, BATCH, Plan("adam"))["mean step"].bytes == 7 * 4 * (15 + 8)
+    assert step_work(LAYERS, BATCH, Plan("sgd"))["mean step"].bytes == 3 * 4 * (15 + 8)
+
+
+@pytest.mark.parametrize(("hidden", "batch"), [((20,), 16), ((30, 20), 8)])
+def test_forward_and_backward_as_torch_counts_them(hidden: tuple[int, ...], batch: int) -> None:
+    """The bias's column is in our count and not in torch's."""
+    network = digits("small", hidden, batch)
+    trainer = CONTENDERS["adam"].build(network, torch.device("cpu"))
+    x, y = network.batches(torch.device("cpu"))[0]
+    with FlopCounterMode(display=False) as counter:
+        trainer.step(x, y)
+    without_bias = [(out, columns - 1) for out, columns in network.layer_shapes()]
+    work = step_work(without_bias, batch, Plan("adam"))
+    assert counter.get_total_flops() == sum(work[stage].flops for stage in ("forward", "backward"))
+
+
+def test_noise_and_its_way_back_by_hand() -> None:
+    """Exact damping, local: a Q_A, squares times root^2, Q_S: 2 B (c^2 + o c + o^2) a layer."""
+    one, two = 2 * 7 * (25 + 15 + 9), 2 * 7 * (16 + 8 + 4)
+    plan = Plan("kronecker", "local")
+    assert flops(plan, "noise") == one + two
+    assert flops(plan, "backward") - flops(Plan("adam"), "backward") == two  # the first layer's inputs are data
+    assert flops(Plan("diagonal", "local"), "noise") == 2 * 7 * (15 + 8)
+    assert flops(Plan("matrix_normal", "local"), "noise") == 7 * (25 + 9) + 7 * (16 + 4)  # triangular, no root
+    assert flops(Plan("kronecker", "shared"), "noise") == 2 * (9 * 5 + 3 * 25) + 2 * (4 * 4 + 2 * 16)
+    assert flops(Plan("kronecker", "none"), "noise") == 0
+
+
+def test_statistics_by_hand() -> None:
+    """A and S are symmetric: B c^2 and K B o^2; K passes back to the inputs of all layers but the first."""
+    plan = Plan("kronecker", "none", columns=3, stats_every=4)
+    factors = 7 * 25 + 3 * 7 * 9 + 7 * 16 + 3 * 7 * 4
+    assert flops(plan, "statistics") == (factors + 3 * 2 * 7 * 8) / 4
+    diagonal = Plan("diagonal", "none", columns=3)
+    assert flops(diagonal, "statistics") == 2 * 7 * (15 + 8) + 3 * 2 * 7 * 8
+
+
+def test_one_output_needs_no_second_pass() -> None:
+    plan = Plan("kronecker", "none")
+    work = step_work([(3, 5), (1, 4)], BATCH, plan)["statistics"]
+    assert work.flops == 7 * (25 + 9 + 16 + 1)
+
+
+def test_refresh_and_preconditioning_by_hand() -> None:
+    cubes = 27 + 125 + 8 + 64
+    assert flops(Plan("kronecker", refresh_every=5), "refresh") == pytest.approx(9 * cubes / 5)
+    assert flops(Plan("matrix_normal"), "refresh") == pytest.approx(2 / 3 * cubes)
+    there = 2 * (3 * 3 * 5 + 3 * 25) + 2 * (2 * 2 * 4 + 2 * 16)
+    assert flops(Plan("matrix_normal"), "precondition") == there
+    assert flops(Plan("kronecker"), "precondition") == 2 * there
+
+
+def test_a_batch_that_is_smaller_than_the_layer_makes_preconditioning_cheaper() -> None:
+    work = step_work([(100, 100)], 2, Plan("matrix_normal"))["precondition"]
+    assert work.flops == 2 * 2 * (100**2 + 100**2 + 100 * 100)  # instead of 4 * 100^3
+
+
+def test_replicas_multiply_all_of_it() -> None:
+    one, many = (step_work(LAYERS, BATCH, Plan("eigen_corrected", "local", replicas=r)) for r in (1, 20))
+    assert all(many[stage] == 20 * one[stage] for stage in STAGES)
+
+
+def test_the_floor_of_a_step_is_per_stage() -> None:
+    rates = Rates(flops=1e3, bytes=1e2)
+    floors = step_floor(LAYERS, BATCH, Plan("adam"), rates)
+    assert tuple(floors) == STAGES
+    assert floors["mean step"] == 7 * 4 * 23 / 1e2
+
+
+@pytest.mark.parametrize("network", [table(), digits("mlp", (1000, 1000))], ids=lambda network: network.name)
+def test_layers_are_found_with_their_bias(network: Network) -> None:
+    expected = {"table": [(50, 14), (1, 51)], "mlp": [(1000, 785), (1000, 1001), (10, 1001)]}
+    assert network.layer_shapes() == expected[network.name]
