@@ -28,17 +28,22 @@ def expected_variance_reduction(prediction: Predictive, reference: slice | Tenso
     """By how much a target would lower the mean epistemic variance at reference inputs, (*replicas, N).
 
     Cov[f_m, f_n]^2 / (Var[f_n] + noise_n), averaged over reference inputs m and added up over outputs: exact where the
-    functions are normal, and an estimate elsewhere (Cohn et al. 1996, eq. 15). A target far from all that will be asked
-    about has a high variance, and tells little.
+    functions are normal, and an estimate elsewhere (Cohn et al. 1996). A target far from all that will be asked about has
+    a high variance, and tells little.
 
     Args:
         prediction: at candidates and reference inputs together, for the same functions at both.
         reference: which of its N inputs stand for those that count; all of them by default. Memory is that of N numbers
             for each of them.
+
+    Raises:
+        ValueError: if there are no reference inputs.
     """
     deviations = prediction.means - prediction.mean
     n = deviations.mT  # (S, *replicas, K, N)
     m = deviations[..., reference, :].mT
+    if m.shape[-1] == 0:
+        raise ValueError(f"reference={reference} picks none of the prediction's {n.shape[-1]} inputs")
     if prediction.weights is None:
         m = m / len(m)
     else:

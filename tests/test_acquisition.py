@@ -167,6 +167,11 @@ def test_reduction_adds_outputs_up_and_weighs_functions() -> None:
     torch.testing.assert_close(acquisition.expected_variance_reduction(pred), torch.tensor([expected]).double())
 
 
+def test_reduction_wants_reference_inputs() -> None:
+    with pytest.raises(ValueError, match="picks none of the prediction's 3 inputs"):
+        acquisition.expected_variance_reduction(prediction(torch.zeros(2, 3, 1)), slice(3, None))
+
+
 def test_reduction_without_any_uncertainty_is_nothing() -> None:
     certain = prediction(torch.zeros(2, 3, 1), NormalNoise(torch.zeros(1, 1).double()))
     assert acquisition.expected_variance_reduction(certain).tolist() == [0, 0, 0]
