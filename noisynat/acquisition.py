@@ -28,8 +28,8 @@ def expected_variance_reduction(prediction: Predictive, reference: slice | Tenso
     """By how much a target would lower the mean epistemic variance at reference inputs, (*replicas, N).
 
     Cov[f_m, f_n]^2 / (Var[f_n] + noise_n), averaged over reference inputs m and added up over outputs: exact where the
-    functions are normal, and an estimate elsewhere (Cohn et al. 1996). A target far from all that will be asked about has
-    a high variance, and tells little.
+    functions are normal, and an estimate elsewhere (Cohn et al. 1996). A target far from all that will be asked about
+    has a high variance, and tells little.
 
     Args:
         prediction: at candidates and reference inputs together, for the same functions at both.

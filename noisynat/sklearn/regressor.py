@@ -305,7 +305,7 @@ class BayesianMLPRegressor(MultiOutputMixin, RegressorMixin, BayesianMLP):
         return self._inputs(validate_data(self, X, reset=False, dtype=np.float64))
 
     def _checked_pair(self, X: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor]:
-        """Standardized inputs and targets."""
+        """The network's inputs, and standardized targets."""
         check_is_fitted(self)
         X, y = self._validated(X, y, reset=False)
         self._check_form(y)
