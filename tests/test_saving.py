@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import noisynat
 from noisynat.posteriors.families import STRUCTURES
+from tests.examples import NATURAL, data
 from tests.states import differences
 
 N = 12
@@ -46,14 +47,6 @@ LIKELIHOODS: dict[str, Callable[[], noisynat.Likelihood]] = {
     "categorical": noisynat.CategoricalLikelihood,
     "own": OwnLikelihood,
 }
-NATURAL: dict[str, type[noisynat.NoisyNaturalGradient]] = {
-    "diagonal": noisynat.NoisyAdam,
-    "matrix_normal": noisynat.NoisyKFAC,
-    "kronecker": noisynat.NoisyKFAC,
-    "eigen_corrected": noisynat.NoisyKFAC,
-    "dense": noisynat.NoisyNaturalGradient,
-    "dense_per_layer": noisynat.NoisyNaturalGradient,
-}
 
 
 def through_a_file(state: Any) -> Any:
@@ -64,16 +57,6 @@ def through_a_file(state: Any) -> Any:
     loaded = torch.load(file, weights_only=True)
     assert differences(state, loaded) == []
     return loaded
-
-
-def data(likelihood: str) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(4)
-    x = torch.randn(N, 3, generator=g)
-    if likelihood == "categorical":
-        return x, torch.randint(2, (N,), generator=g)
-    if likelihood in ("bernoulli", "poisson"):
-        return x, torch.randint(2, (N, 2), generator=g).float()
-    return x, torch.randn(N, 1 if likelihood == "heteroscedastic" else 2, generator=g)
 
 
 def network(structure: Any, likelihood: str = "gamma", seed: int = 0, **settings: Any) -> noisynat.VariationalNetwork:
@@ -94,7 +77,7 @@ class Training:
         if self.network.is_natural:
             self.optimizer = NATURAL[structure](self.network, stats_every=2, refresh_every=3)
             self.scheduler = noisynat.cosine_schedule(self.optimizer, 20, curvature_final=0.1)
-        self.batches = noisynat.TensorBatches(*data(likelihood), batch_size=5, seed=seed)
+        self.batches = noisynat.TensorBatches(*data(likelihood, N, seed=4), batch_size=5, seed=seed)
 
     def epoch(self) -> None:
         self.network.train()
@@ -129,7 +112,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(structure: str, likelihood: s
     for training in (first, second):
         training.epoch()
     assert differences(first.state(), second.state()) == []
-    x, _ = data(likelihood)
+    x, _ = data(likelihood, N, seed=4)
     assert torch.equal(*(training.network.eval().predict(x, 3).samples for training in (first, second)))
 
 
@@ -151,7 +134,7 @@ def test_sampled_functions_stay_the_same(structure: str, replicas: tuple[int, ..
     first.epoch()
     functions = first.network.sample_functions(3)
     loaded = second.network.load_functions(through_a_file(functions.state_dict()))
-    x, _ = data("gamma")
+    x, _ = data("gamma", N, seed=4)
     assert torch.equal(loaded(x), functions(x))
     assert differences(loaded.state_dict(), functions.state_dict()) == []
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import noisynat
 from noisynat.interop.lightning import LightningNetwork
+from tests.examples import NATURAL
 from tests.states import differences
 
 N, BATCH, EPOCHS = 20, 6, 3  # four batches per epoch, the last of two examples
@@ -56,15 +57,7 @@ def adam(bnn: noisynat.VariationalNetwork) -> torch.optim.Optimizer:
     return torch.optim.Adam(bnn.parameters(), lr=0.01)
 
 
-OPTIMIZERS: dict[str, Any] = {
-    "diagonal": noisynat.NoisyAdam,
-    "matrix_normal": noisynat.NoisyKFAC,
-    "kronecker": noisynat.NoisyKFAC,
-    "eigen_corrected": noisynat.NoisyKFAC,
-    "dense": noisynat.NoisyNaturalGradient,
-    "dense_per_layer": noisynat.NoisyNaturalGradient,
-    "mean_field": adam,
-}
+OPTIMIZERS: dict[str, Any] = {**NATURAL, "mean_field": adam}
 
 
 def objective(bnn: noisynat.VariationalNetwork, x: Tensor, y: Tensor) -> Tensor:

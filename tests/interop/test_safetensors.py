@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import noisynat
 from noisynat.interop.safetensors import load_posterior, save_posterior
 from noisynat.posteriors.families import STRUCTURES
+from tests.examples import data
 from tests.states import differences
 
 N = 24
@@ -33,16 +34,6 @@ LIKELIHOODS: dict[str, Callable[[], noisynat.Likelihood]] = {
 }
 
 
-def data(likelihood: str) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(1)
-    x = torch.randn(N, 3, generator=g)
-    if likelihood == "categorical":
-        return x, torch.randint(2, (N,), generator=g)
-    if likelihood in ("bernoulli", "poisson"):
-        return x, torch.randint(2, (N, 2), generator=g).float()
-    return x, torch.randn(N, 1 if likelihood == "heteroscedastic" else 2, generator=g)
-
-
 def network(
     posterior: Any = "kronecker", likelihood: str = "gamma", seed: int = 0, hidden: int = 4, **settings: Any
 ) -> noisynat.VariationalNetwork:
@@ -55,7 +46,7 @@ def network(
 
 def train(bnn: noisynat.VariationalNetwork, likelihood: str = "gamma", steps: int = 7) -> None:
     """Some steps, the last ones after the last refresh, so that averages and covariance differ."""
-    x, y = data(likelihood)
+    x, y = data(likelihood, N, seed=1)
     optimizer: torch.optim.Optimizer = torch.optim.Adam(bnn.parameters(), lr=0.1)
     if bnn.is_natural:
         optimizer = noisynat.NoisyNaturalGradient(bnn, lr=0.1, betas=(0.9, 0.8), refresh_every=5)
