@@ -90,6 +90,31 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return values.clamp(min=0), vectors, failed
 
 
+def leading_eigenpairs(matrix: Tensor, start: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """The r leading eigenpairs of symmetric positive semi-definite matrices, by subspace iteration.
+
+    The eigenvalues of the matrix within the subspace (Ritz values) are exact for it, whatever the subspace is; it
+    comes nearer to the leading eigenvectors with every iteration (Golub and Van Loan 2013, section 8.2.4).
+
+    Args:
+        matrix: (*batch, n, n).
+        start: linearly independent columns (*batch, n, r), such as the eigenvectors of a similar matrix.
+        iterations: products with the matrix.
+
+    Returns:
+        Eigenvalues (*batch, r), ascending and never negative; orthonormal columns (*batch, n, r); and the mask
+        (*batch,) of elements that are not finite, whose columns are those of the identity.
+    """
+    with full_precision(matrix.device):
+        finite = _finite(matrix)[..., None, None]
+        eye = torch.eye(*start.shape[-2:], dtype=matrix.dtype, device=matrix.device)
+        matrix, basis = matrix.where(finite, 0), start.where(finite, eye)
+        for _ in range(iterations):
+            basis, _ = torch.linalg.qr(matrix @ basis)
+        values, rotation, failed = eigh(symmetrize(basis.mT @ (matrix @ basis)))
+        return values, (basis @ rotation).where(finite, eye), failed | ~finite[..., 0, 0]
+
+
 def positive_part(matrix: Tensor) -> Tensor:
     """The nearest positive semi-definite matrices (*batch, n, n) in Frobenius norm (Higham 1988, theorem 2.1)."""
     values, vectors, _ = eigh(symmetrize(matrix))

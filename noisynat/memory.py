@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from noisynat.layers.convert import convertible
-from noisynat.posteriors.families import Structure
+from noisynat.posteriors.families import FactorSizes, Rank, Structure
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 _DOUBLE = 8  # bytes; a dense curvature averages in double precision
@@ -67,6 +67,8 @@ def memory_forecast(
     posterior: Structure = "kronecker",
     *,
     replicas: int | Sequence[int] | None = None,
+    rank: Rank = "auto",
+    max_factor_dim: int = 8192,
     layers: str | Sequence[str] | None = None,
 ) -> MemoryForecast:
     """What the posteriors of a :class:`~noisynat.VariationalNetwork` with these arguments would take.
@@ -75,6 +77,8 @@ def memory_forecast(
         net: of any size, also on the device ``"meta"``; nothing is allocated.
         posterior: the family.
         replicas: as for the network.
+        rank: as for the network.
+        max_factor_dim: as for the network.
         layers: as for the network.
 
     Raises:
@@ -98,10 +102,12 @@ def memory_forecast(
     }
     size = next(iter(found.values())).weight.element_size() if found else 4
     count = replicas if isinstance(replicas, int) else math.prod(replicas or ())
-    return forecast(shapes, posterior, count, size)
+    return forecast(shapes, posterior, count, size, FactorSizes(rank, max_factor_dim))
 
 
-def forecast(shapes: dict[str, tuple[int, int]], structure: str, replicas: int, element_size: int) -> MemoryForecast:
+def forecast(
+    shapes: dict[str, tuple[int, int]], structure: str, replicas: int, element_size: int, sizes: FactorSizes
+) -> MemoryForecast:
     """As :func:`memory_forecast`, from the weights' shapes (out, columns) by layer.
 
     Args:
@@ -109,14 +115,19 @@ def forecast(shapes: dict[str, tuple[int, int]], structure: str, replicas: int, 
         structure: the family.
         replicas: their number, 1 for none.
         element_size: bytes of a weight's entry.
+        sizes: of Kronecker factors.
     """
     if structure == "dense":
         dim = sum(rows * columns for rows, columns in shapes.values())
         shapes = {"+".join(shapes): (1, dim)}
     rows = []
     for name, (out, columns) in shapes.items():
-        size = replicas * element_size * _entries(structure, out, columns, element_size)
-        rows.append(MemoryRow(name, structure, _side(structure, out, columns), int(size)))
+        ranks = sizes.kept(structure, (out, columns))
+        entries = (
+            _entries(structure, out, columns, element_size) if ranks is None else _truncated((out, columns), ranks)
+        )
+        side = max(_side(structure, out, columns) if ranks is None else _largest((out, columns), ranks), 1)
+        rows.append(MemoryRow(name, structure, side, int(replicas * element_size * entries)))
     return MemoryForecast(tuple(rows))
 
 
@@ -165,6 +176,19 @@ def _entries(structure: str, out: int, columns: int, element_size: int) -> float
     if structure == "eigen_corrected":
         return 3 * factors + 4 * weights
     return weights**2 * (2 + 2 * _DOUBLE / element_size)
+
+
+def _largest(shape: tuple[int, int], ranks: tuple[int | None, int | None]) -> int:
+    return max((size for size, rank in zip(shape, ranks, strict=True) if rank is not None), default=1)
+
+
+def _truncated(shape: tuple[int, int], ranks: tuple[int | None, int | None]) -> int:
+    """Entries of factors of which leading eigenvalues, or the diagonal, are kept."""
+    entries, table = 0, 2
+    for size, rank in zip(shape, ranks, strict=True):
+        entries += 2 * size if rank is None else 2 * size**2 + size * rank
+        table *= size if rank is None else rank + 1
+    return entries + table
 
 
 def _capacity(device: torch.device) -> int | None:

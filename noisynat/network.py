@@ -20,7 +20,7 @@ from noisynat.layers.base import Record, drawn_weights, recording
 from noisynat.layers.convert import POINT_ESTIMATE, Coverage, convert, coverage
 from noisynat.likelihoods.base import Likelihood
 from noisynat.posteriors.base import Posterior
-from noisynat.posteriors.families import STRUCTURES, Structure, make_posteriors
+from noisynat.posteriors.families import STRUCTURES, FactorSizes, Rank, Structure, make_posteriors
 from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
 from noisynat.predictive import Predictive
@@ -52,6 +52,10 @@ class VariationalNetwork(nn.Module):
         noise: how training passes are perturbed, see :mod:`noisynat.posteriors.noise`.
         replicas: train that many networks as one batch, in one or more dimensions, as (20, 5) for 5 networks on each of
             20 data sets. The first starts from ``net``'s weights, the others from fresh ones.
+        rank: how many leading eigenvalues of its Kronecker factors a ``"kronecker"`` or ``"matrix_normal"`` posterior
+            keeps; the others share their mean. None keeps all; ``"auto"`` all of a layer whose factors have at most 256
+            rows, and otherwise 64, which makes steps of wide layers several times cheaper.
+        max_factor_dim: rows of a Kronecker factor beyond which only its diagonal is kept, with a warning.
         layers: names or patterns of the layers that get a posterior, as ``"head"`` or ``["blocks.*", "head"]``, where
             ``*`` stands for any characters; all that can by default. The others stay as they are: point estimates,
             trained along unless they are frozen.
@@ -86,6 +90,8 @@ class VariationalNetwork(nn.Module):
         kl_weight: float = 1.0,
         noise: NoiseMode = "auto",
         replicas: int | Sequence[int] | None = None,
+        rank: Rank = "auto",
+        max_factor_dim: int = 8192,
         layers: str | Sequence[str] | None = None,
         strict: bool = False,
         init: Literal["weights"] | None = None,
@@ -102,6 +108,9 @@ class VariationalNetwork(nn.Module):
         if not isinstance(likelihood, Likelihood):
             raise TypeError(f"likelihood must be a noisynat likelihood, got {type(likelihood).__name__}")
         self.structure: str = posterior
+        if rank not in (None, "auto") and posterior not in ("kronecker", "matrix_normal"):
+            raise ValueError(f"rank={rank!r} is for 'kronecker' and 'matrix_normal' posteriors, not for {posterior!r}")
+        self._factor_sizes = FactorSizes(rank, max_factor_dim)
         self.replicas = border.checked_replicas(replicas)
         seed = derived_seed("network") if seed is None else seed
         initial, self.training_stream, self.evaluation_stream = (RandomStream(seed ^ salt) for salt in range(3))
@@ -126,11 +135,13 @@ class VariationalNetwork(nn.Module):
         self.structure = structure
         shapes = {layer.name: (layer.out_features, layer.columns) for layer in self.layers}
         mean = self.layers[0].mean
-        memory.check(memory.forecast(shapes, structure, self.replicas.numel(), mean.element_size()), mean.device)
+        replicas, size = self.replicas.numel(), mean.element_size()
+        memory.check(memory.forecast(shapes, structure, replicas, size, self._factor_sizes), mean.device)
         posteriors = make_posteriors(
             self.layers,
             structure,
             priors,
+            self._factor_sizes,
             num_data=self.num_data,
             kl_weight=self._kl_weight,
             noise_mode=noise,

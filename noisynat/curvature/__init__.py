@@ -5,5 +5,6 @@ from noisynat.curvature.dense import Dense
 from noisynat.curvature.diagonal import Diagonal
 from noisynat.curvature.eigen_corrected import EigenCorrected
 from noisynat.curvature.kronecker import Kronecker
+from noisynat.curvature.truncated import TruncatedKronecker
 
-__all__ = ["Curvature", "Dense", "Diagonal", "EigenCorrected", "Kronecker"]
+__all__ = ["Curvature", "Dense", "Diagonal", "EigenCorrected", "Kronecker", "TruncatedKronecker"]

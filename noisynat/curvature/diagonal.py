@@ -7,7 +7,7 @@ from torch import Tensor
 
 from noisynat.curvature import sharing
 from noisynat.curvature.base import Curvature
-from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
+from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, positive_or_one
 
 
 class Diagonal(Curvature):
@@ -26,9 +26,8 @@ class Diagonal(Curvature):
             self.averages["c"].accumulate(g.square().sum(0).squeeze(-2), rows, count)
 
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
-        root = (prepared["c"] + damping).rsqrt()
-        failed = ~(torch.isfinite(root) & (root > 0)).flatten(-2).all(-1)  # 0 is the root of an infinite average
-        return KroneckerBasisInverse(torch.where(failed[..., None, None], 1, root)), failed
+        variance, failed = positive_or_one((prepared["c"] + damping).reciprocal())
+        return KroneckerBasisInverse(variance), failed
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         return torch.diag_embed(snapshot["c"].flatten(-2))

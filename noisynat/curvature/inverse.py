@@ -6,19 +6,26 @@ row-major, so that vec(S V A) = (S kron A^T) vec(V).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from noisynat import linalg
 
+if TYPE_CHECKING:
+    from noisynat.random import RandomStream
+
 
 class DampedInverse(Protocol):
     """What a posterior asks of (C + gamma I)^-1; matrices are (*sample, *batch, out, in)."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(out, in)."""
 
     @property
     def supports_output_noise(self) -> bool:
@@ -40,22 +47,48 @@ class DampedInverse(Protocol):
         """Diagonal of (C + gamma I)^-1 (*batch, out, in)."""
 
 
+class OutputNoise(DampedInverse, Protocol):
+    """What an inverse answers beyond that if noise can be drawn at a layer's output, without drawing its weight."""
+
+    def local_noise(self, a: Tensor, normal: Tensor) -> Tensor:
+        """L E a, of which each row has its exact distribution, independent of the other rows.
+
+        Args:
+            a: inputs (*batch, B, in).
+            normal: independent N(0, 1) numbers (*batch, B, out).
+
+        Returns:
+            (*batch, B, out).
+        """
+
+    def flipout_noise(self, a: Tensor, stream: RandomStream) -> Tensor:
+        """L E a for one E, with random signs of each example's own; joint over an example's locations.
+
+        Args:
+            a: inputs (*batch, B, T, in).
+            stream: of random numbers.
+
+        Returns:
+            (*batch, B, T, out).
+        """
+
+
 @dataclass(frozen=True)
 class KroneckerBasisInverse:
-    """A matrix that is diagonal in a Kronecker basis: (L kron R) diag(root^2) (L kron R)^T.
+    """A matrix that is diagonal in a Kronecker basis: (L kron R) diag(v) (L kron R)^T.
 
-    Everything that noise needs follows from two small bases and one elementwise root: the fully factorized,
+    Everything that noise needs follows from two small bases and the variances in them: the fully factorized,
     the matrix-variate and the eigenvalue-corrected Gaussian differ in nothing else.
 
     Args:
-        root: (*batch, out, in), positive.
+        variance: v (*batch, out, in), positive.
         left: L (*batch, out, out), or None for the identity.
         right: R (*batch, in, in), or None for the identity.
         basis_logdet: log |L kron R| (*batch,); zero (None) for orthogonal bases.
-        make_parts: gives :attr:`parts`, for those who ask; None if root^2 is no short sum.
+        make_parts: gives :attr:`parts`, for those who ask; None if v is no short sum.
     """
 
-    root: Tensor
+    variance: Tensor
     left: Tensor | None = None
     right: Tensor | None = None
     basis_logdet: Tensor | None = None
@@ -64,8 +97,18 @@ class KroneckerBasisInverse:
 
     @cached_property
     def parts(self) -> tuple[Tensor, Tensor] | None:
-        """u (*batch, out, K) and v (*batch, in, K), not negative, with root^2 = u v^T; None if there are none."""
+        """u (*batch, out, K) and v (*batch, in, K), not negative, with u v^T equal to the variance; None if there are none."""
         return None if self.make_parts is None else self.make_parts()
+
+    @property
+    def shape(self) -> torch.Size:
+        """(out, in)."""
+        return self.variance.shape[-2:]
+
+    @property
+    def root(self) -> Tensor:
+        """Standard deviations in the basis (*batch, out, in)."""
+        return self.variance.sqrt()
 
     def solve(self, matrix: Tensor) -> Tensor:
         inner = matrix
@@ -73,22 +116,22 @@ class KroneckerBasisInverse:
             inner = self.left.mT @ inner
         if self.right is not None:
             inner = inner @ self.right
-        return self.from_basis(self.root.square() * inner)
+        return self.from_basis(self.variance * inner)
 
     def sqrt_solve(self, noise: Tensor) -> Tensor:
         return self.from_basis(self.root * noise)
 
     def logdet(self) -> Tensor:
-        logdet = -2 * self.root.log().sum((-2, -1))
+        logdet = -self.variance.log().sum((-2, -1))
         return logdet if self.basis_logdet is None else logdet - 2 * self.basis_logdet
 
     def trace_inverse(self) -> Tensor:
         if self.basis_logdet is None:
-            return self.root.square().sum((-2, -1))
+            return self.variance.sum((-2, -1))
         return self.inverse_diagonal().sum((-2, -1))
 
     def inverse_diagonal(self) -> Tensor:
-        variance = self.root.square()
+        variance = self.variance
         if self.left is not None:
             variance = self.left.square() @ variance
         return variance if self.right is None else variance @ self.right.square().mT
@@ -106,6 +149,20 @@ class KroneckerBasisInverse:
     def rotate_outputs(self, s: Tensor) -> Tensor:
         """``L s`` for rows s (*batch, rows, out)."""
         return s if self.left is None else s @ self.left.mT
+
+    def local_noise(self, a: Tensor, normal: Tensor) -> Tensor:
+        variance = self.rotate_inputs(a).square() @ self.variance.mT
+        return self.rotate_outputs(positive_root(variance) * normal)
+
+    def flipout_noise(self, a: Tensor, stream: RandomStream) -> Tensor:
+        *batch, examples, locations, _ = a.shape
+        rows = self.rotate_inputs(a.flatten(-3, -2)).unflatten(-2, (examples, locations))
+        flip_in = stream.signs((*batch, examples, 1, rows.shape[-1]), rows)
+        flip_out = stream.signs((*batch, examples, 1, self.shape[0]), rows)
+        draw = self.root * stream.normal(self.variance.shape, self.variance)
+        product = (flip_in * rows).flatten(-3, -2) @ draw.mT
+        flipped = flip_out * product.unflatten(-2, (examples, locations))
+        return self.rotate_outputs(flipped.flatten(-3, -2)).unflatten(-2, (examples, locations))
 
 
 @dataclass(frozen=True)
@@ -153,6 +210,22 @@ class DenseInverse:
         sample = like.shape[: max(like.dim() - 2 - len(batch), 0)]
         flat = columns.movedim(-1, 0).reshape(*sample, *batch, columns.shape[-2])
         return flat.unflatten(-1, self.shape).to(like.dtype)
+
+
+def positive_or_one(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of inverses (*batch, p, q), ones where a batch element's are not all positive numbers, and the mask.
+
+    Zero is what remains of an infinite eigenvalue.
+    """
+    failed = ~(torch.isfinite(eigenvalues) & (eigenvalues > 0)).flatten(-2).all(-1)
+    if bool(failed.any()):
+        eigenvalues = torch.where(failed[..., None, None], 1, eigenvalues)
+    return eigenvalues, failed
+
+
+def positive_root(variance: Tensor) -> Tensor:
+    """The square root, with a finite derivative at zero."""
+    return variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
 
 
 def kronecker_product(left: Tensor, right: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from noisynat import linalg
 from noisynat.curvature import separable, sharing
 from noisynat.curvature.base import Curvature
-from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, kronecker_product
+from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, kronecker_product, positive_or_one
 from noisynat.curvature.statistics import MovingAverage
 
 DampingForm = Literal["exact", "factored"]
@@ -32,9 +32,7 @@ class Kronecker(Curvature):
     """
 
     def __init__(self, *args: Any, damping_form: DampingForm = "exact", **kwargs: Any) -> None:
-        if damping_form not in ("exact", "factored"):
-            raise ValueError(f"damping_form is 'exact' or 'factored', got {damping_form!r}")
-        self.damping_form = damping_form
+        self.damping_form = checked_damping_form(damping_form)
         super().__init__(*args, **kwargs)
 
     def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -63,9 +61,9 @@ class Kronecker(Curvature):
             factors[key] = linalg.inverse_of_triangular(cholesky).mT
             failures = failures | failed
             log_basis = log_basis.to(cholesky) - copies * linalg.log_determinant(cholesky) / 2
-        root = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
-        parts = partial(separable.one, tuple(root.shape), root)
-        return KroneckerBasisInverse(root, factors["S"], factors["A"], log_basis, parts), failures
+        variance = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
+        parts = partial(separable.one, tuple(variance.shape), variance)
+        return KroneckerBasisInverse(variance, factors["S"], factors["A"], log_basis, parts), failures
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         return kronecker_product(snapshot["S"], snapshot["A"])
@@ -79,6 +77,13 @@ class Kronecker(Curvature):
             return super().to_dense()
         damped = factored_damping(self.snapshot["S"], self.snapshot["A"], self._damping)
         return kronecker_product(damped["S"][0], damped["A"][0])
+
+
+def checked_damping_form(value: DampingForm) -> DampingForm:
+    """``value``, or ValueError if there is no such form."""
+    if value not in ("exact", "factored"):
+        raise ValueError(f"damping_form is 'exact' or 'factored', got {value!r}")
+    return value
 
 
 def initial_factors(
@@ -127,7 +132,5 @@ def invert_in_eigenbasis(
     make_parts: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[DampedInverse, Tensor]:
     """(Q diag(eigenvalues) Q^T + damping I)^-1 with Q = Q_S (x) Q_A, for eigenvalues (*batch, out, in)."""
-    root = (eigenvalues + damping).rsqrt()
-    failed = ~(torch.isfinite(root) & (root > 0)).flatten(-2).all(-1)  # 0 is the root of an infinite eigenvalue
-    root = torch.where(failed[..., None, None], 1, root)
-    return KroneckerBasisInverse(root, basis["S.vectors"], basis["A.vectors"], make_parts=make_parts), failed
+    variance, failed = positive_or_one((eigenvalues + damping).reciprocal())
+    return KroneckerBasisInverse(variance, basis["S.vectors"], basis["A.vectors"], make_parts=make_parts), failed

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
+from noisynat.curvature.inverse import DampedInverse, OutputNoise
 from noisynat.posteriors import noise
 from noisynat.posteriors.draws import Draw
 from noisynat.priors import GaussianPrior
@@ -168,8 +168,7 @@ class Posterior(nn.Module, ABC):
                 f"noise={mode!r} of {self.name!r} needs the weights drawn before the pass; call the "
                 "VariationalNetwork, not one of its layers"
             )
-        assert isinstance(root, KroneckerBasisInverse)
-        return self._scale * noise.AT_OUTPUTS[mode](root, a, stream)
+        return self._scale * noise.AT_OUTPUTS[mode](cast(OutputNoise, root), a, stream)
 
     def kl_divergence(self) -> Tensor:
         """KL(q || p) summed over the layers' weights, (*replicas,), float64, nats.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from noisynat.curvature import Curvature, Dense, Diagonal, EigenCorrected, Kronecker
+from noisynat.curvature import Curvature, Dense, Diagonal, EigenCorrected, Kronecker, TruncatedKronecker
+from noisynat.curvature.kronecker import DampingForm
 from noisynat.posteriors.base import Posterior
 from noisynat.posteriors.mean_field import MeanFieldPosterior
 from noisynat.posteriors.natural import NaturalPosterior
@@ -20,6 +23,11 @@ Structure = Literal[
 ]
 STRUCTURES: tuple[str, ...] = get_args(Structure)
 
+Rank = int | Literal["auto"] | None
+_WHOLE = 256  # rows of a Kronecker factor up to which all its eigenvalues are kept by default
+_LEADING = 64  # eigenvalues that are kept of larger ones
+_FORMS: dict[str, DampingForm] = {"matrix_normal": "factored", "kronecker": "exact", "eigen_corrected": "exact"}
+
 _CURVATURES: dict[str, Callable[..., Curvature]] = {
     "diagonal": Diagonal,
     "matrix_normal": partial(Kronecker, damping_form="factored"),
@@ -30,8 +38,46 @@ _CURVATURES: dict[str, Callable[..., Curvature]] = {
 }
 
 
+@dataclass(frozen=True)
+class FactorSizes:
+    """How much is kept of the Kronecker factors of a layer.
+
+    Args:
+        rank: leading eigenvalues of each, the others being represented by their mean; None keeps all, ``"auto"`` all of
+            a layer whose factors have at most 256 rows, and otherwise 64.
+        max_dim: rows of a factor beyond which it is only its diagonal.
+    """
+
+    rank: Rank = "auto"
+    max_dim: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.rank not in (None, "auto") and not (isinstance(self.rank, int) and self.rank > 0):
+            raise ValueError(f"rank is a positive whole number, None or 'auto', got {self.rank!r}")
+        if not (isinstance(self.max_dim, int) and self.max_dim > 0):
+            raise ValueError(f"max_factor_dim is a positive whole number, got {self.max_dim!r}")
+
+    def kept(self, structure: str, shape: tuple[int, int]) -> tuple[int | None, int | None] | None:
+        """Ranks of S and A of a layer with a weight of ``shape``, None for a diagonal; None if both are kept whole."""
+        if structure not in _FORMS:
+            return None
+        rank = self.rank
+        if structure == "eigen_corrected" or (rank == "auto" and max(shape) <= _WHOLE):
+            rank = None
+        elif rank == "auto":
+            rank = _LEADING
+        if max(shape) <= min(self.max_dim, rank or self.max_dim):
+            return None
+        outputs, inputs = (None if size > self.max_dim else min(size, rank or size) for size in shape)
+        return outputs, inputs
+
+
 def make_posteriors(
-    layers: Sequence[VariationalLayer], structure: Structure, priors: Sequence[GaussianPrior], **settings: Any
+    layers: Sequence[VariationalLayer],
+    structure: Structure,
+    priors: Sequence[GaussianPrior],
+    sizes: FactorSizes,
+    **settings: Any,
 ) -> list[Posterior]:
     """The posteriors of a network's layers: one per layer, or a joint one for ``"dense"``.
 
@@ -39,14 +85,31 @@ def make_posteriors(
         layers: of the network.
         structure: name of the family.
         priors: of each layer.
+        sizes: of Kronecker factors.
         settings: as for :class:`~noisynat.posteriors.base.Posterior`, and ``initial_precision``.
     """
     settings = {**settings, "structure": structure}
     if structure == "mean_field":
         return [MeanFieldPosterior(layer, prior, **settings) for layer, prior in zip(layers, priors, strict=True)]
-    curvature = _CURVATURES[structure]
     if structure == "dense":
-        return [NaturalPosterior(layers, priors, curvature, **settings)]
+        return [NaturalPosterior(layers, priors, Dense, **settings)]
+    curvatures = [_curvature(structure, layer, sizes) for layer in layers]
     return [
-        NaturalPosterior([layer], [prior], curvature, **settings) for layer, prior in zip(layers, priors, strict=True)
+        NaturalPosterior([layer], [prior], curvature, **settings)
+        for layer, prior, curvature in zip(layers, priors, curvatures, strict=True)
     ]
+
+
+def _curvature(structure: str, layer: VariationalLayer, sizes: FactorSizes) -> Callable[..., Curvature]:
+    shape = (layer.out_features, layer.columns)
+    ranks = sizes.kept(structure, shape)
+    if ranks is None:
+        return _CURVATURES[structure]
+    if None in ranks:
+        diagonal = " and ".join(f"{size}" for size, rank in zip(shape, ranks, strict=True) if rank is None)
+        warnings.warn(
+            f"layer {layer.name!r} has Kronecker factors of {diagonal} rows, more than max_factor_dim={sizes.max_dim}: "
+            "its posterior keeps only their diagonals",
+            stacklevel=5,
+        )
+    return partial(TruncatedKronecker, ranks=ranks, damping_form=_FORMS[structure])

@@ -1,15 +1,15 @@
 """The six ways of putting a posterior's noise into a forward pass.
 
-With Cov[vec W] = (L kron R) diag(root^2) (L kron R)^T, a structure needs no code of its own here:
+With Cov[vec W] = (L kron R) diag(v) (L kron R)^T, a structure needs no code of its own here:
 
-* ``shared``: W = M + L (root * E) R^T, one W for all examples;
+* ``shared``: W = M + L (sqrt(v) * E) R^T, one W for all examples;
 * ``per_example``: an own E for every example;
 * ``grouped``: the same for groups of examples, as many as :data:`MAX_GROUPS`, so that large batches cost no more draws;
-* ``local``: the output's exact marginal, s = M a + L (sqrt(root^2 (R^T a)^2) * e)
+* ``local``: the output's exact marginal, s = M a + L (sqrt(v (R^T a)^2) * e)
   (Kingma et al. 2015, in the rotated basis);
-* ``separable``: the same marginal where root^2 = u v^T is a short sum, from K directions L (sqrt(u_k) * e) that all
-  examples share, with weights sqrt(v_k^T (R^T a)^2) and random signs of their own;
-* ``flipout``: s = M a + L (u * ((root * E) (r * R^T a))) with random signs u, r per example, one E
+* ``separable``: the same marginal where v = u w^T is a short sum, from K directions L (sqrt(u_k) * e) that all
+  examples share, with weights sqrt(w_k^T (R^T a)^2) and random signs of their own;
+* ``flipout``: s = M a + L (u * ((sqrt(v) * E) (r * R^T a))) with random signs u, r per example, one E
   (Wen et al. 2018); exact marginals, and draws that are joint over an example's locations.
 """
 
@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
-from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse
+from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, OutputNoise, positive_root
 from noisynat.random import RandomStream
 
 NoiseMode = Literal["auto", "shared", "local", "separable", "flipout", "per_example", "grouped"]
@@ -47,7 +46,7 @@ def separable_pays(root: DampedInverse, examples: int) -> bool:
     """Whether ``separable`` noise takes fewer multiplications than ``local``, of which there are enough to matter."""
     if not isinstance(root, KroneckerBasisInverse) or root.make_parts is None:
         return False
-    outputs, inputs = root.root.shape[-2:]
+    outputs, inputs = root.shape
     local = examples * outputs * (inputs + outputs)
     if local < _ENOUGH:
         return False
@@ -89,40 +88,31 @@ def choose_mode(
     return "separable" if separable else "local"
 
 
-def local_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream) -> Tensor:
+def local_noise(root: OutputNoise, a: Tensor, stream: RandomStream) -> Tensor:
     """Deviations (*batch, B, 1, out) of the outputs for inputs a (*batch, B, 1, in), independent per example."""
-    rows = basis.rotate_inputs(a.squeeze(-2))
-    variance = rows.square() @ basis.root.square().mT
-    std = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
-    return basis.rotate_outputs(std * stream.normal(std.shape, std)).unsqueeze(-2)
+    rows, outputs = a.squeeze(-2), root.shape[-2]
+    return root.local_noise(rows, stream.normal((*rows.shape[:-1], outputs), rows)).unsqueeze(-2)
 
 
-def separable_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream) -> Tensor:
+def separable_noise(basis: OutputNoise, a: Tensor, stream: RandomStream) -> Tensor:
     """Deviations (*batch, B, 1, out) of the outputs for inputs a (*batch, B, 1, in), uncorrelated between examples.
 
     Each example's are normal, as its signs only tell which of equally likely directions it takes.
     """
+    assert isinstance(basis, KroneckerBasisInverse)
     assert basis.parts is not None
     u, v = basis.parts
     copies = -(-_DIRECTIONS // u.shape[-1])
     rows = basis.rotate_inputs(a.squeeze(-2))
     variance = (rows.square() @ v).repeat_interleave(copies, -1) / copies
-    weights = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt() * stream.signs(variance.shape, variance)
+    weights = positive_root(variance) * stream.signs(variance.shape, variance)
     scales = u.sqrt().repeat_interleave(copies, -1).mT
     return (weights @ basis.rotate_outputs(scales * stream.normal(scales.shape, scales))).unsqueeze(-2)
 
 
-def flipout_noise(basis: KroneckerBasisInverse, a: Tensor, stream: RandomStream) -> Tensor:
+def flipout_noise(root: OutputNoise, a: Tensor, stream: RandomStream) -> Tensor:
     """Deviations (*batch, B, T, out) of the outputs for inputs a (*batch, B, T, in), one draw for the batch."""
-    examples, locations = a.shape[-3:-1]
-    rows = basis.rotate_inputs(a.flatten(-3, -2)).unflatten(-2, (examples, locations))
-    batch = basis.root.shape[:-2]
-    flip_in = stream.signs((*batch, examples, 1, rows.shape[-1]), rows)
-    flip_out = stream.signs((*batch, examples, 1, basis.root.shape[-2]), rows)
-    draw = basis.root * stream.normal(basis.root.shape, basis.root)
-    product = (flip_in * rows).flatten(-3, -2) @ draw.mT
-    flipped = flip_out * product.unflatten(-2, (examples, locations))
-    return basis.rotate_outputs(flipped.flatten(-3, -2)).unflatten(-2, (examples, locations))
+    return root.flipout_noise(a, stream)
 
 
 AT_OUTPUTS = {"local": local_noise, "separable": separable_noise, "flipout": flipout_noise}

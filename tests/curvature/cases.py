@@ -7,16 +7,29 @@ from math import prod
 import torch
 from torch import Tensor
 
-from noisynat.curvature import Curvature, Dense, Diagonal, EigenCorrected, Kronecker
+from noisynat.curvature import Curvature, Dense, Diagonal, EigenCorrected, Kronecker, TruncatedKronecker
 
+OUT, IN = 2, 3  # different, so that a transposed factor does not fit or differs
 STRUCTURES: dict[str, Callable[..., Curvature]] = {
     "diagonal": Diagonal,
     "kronecker": Kronecker,
     "factored": partial(Kronecker, damping_form="factored"),
     "eigen_corrected": EigenCorrected,
     "dense": Dense,
+    "truncated": partial(TruncatedKronecker, ranks=(1, 2)),
+    "truncated_factored": partial(TruncatedKronecker, ranks=(1, 1), damping_form="factored"),
+    "one_diagonal": partial(TruncatedKronecker, ranks=(1, None)),
+    "other_diagonal": partial(TruncatedKronecker, ranks=(None, 2)),
+    "diagonal_factors": partial(TruncatedKronecker, ranks=(None, None), damping_form="factored"),
+    "rank_one": partial(TruncatedKronecker, ranks=(1, 1)),
+    "whole_and_diagonal": partial(TruncatedKronecker, ranks=(OUT, None)),
 }
-OUT, IN = 2, 3  # different, so that a transposed factor does not fit or differs
+FACTORED = ("factored", "truncated_factored", "diagonal_factors")
+KEPT: dict[str, tuple[int | None, int | None]] = {
+    "truncated": (1, 2), "truncated_factored": (1, 1), "one_diagonal": (1, None), "other_diagonal": (None, 2),
+    "diagonal_factors": (None, None), "rank_one": (1, 1), "whole_and_diagonal": (2, None),
+}  # fmt: skip
+"""Of S and A: the number of eigenvalues that stay as they are, or None where only the diagonal stays."""
 Batch = tuple[Tensor, Tensor]  # activations (*batch, B, T, in) and gradients (K, *batch, B, T, out)
 
 
@@ -94,11 +107,24 @@ def curvature_matrix(name: str, history: Sequence[Batch], decay: float, precisio
     if name == "diagonal":
         return exact.diagonal().diag()
     s, a = kronecker_factors(history, decay, precision)
-    if name in ("kronecker", "factored"):
+    if name in KEPT:
+        s, a = (kept(factor, rank) for factor, rank in zip((s, a), KEPT[name], strict=True))
+    if name in KEPT or name in ("kronecker", "factored"):
         return torch.kron(s, a)
     # The first basis is the identity's; until the refresh, d is the diagonal in it.
     q = eigenvectors(s, a)
     return q @ (q.T @ exact.diagonal().diag() @ q).diagonal().diag() @ q.T
+
+
+def kept(factor: Tensor, rank: int | None) -> Tensor:
+    """A factor by its leading eigenvalues, with the mean of the others in their place; or its diagonal."""
+    if rank is None:
+        return factor.diagonal().diag()
+    values, vectors = torch.linalg.eigh(factor)
+    others = len(factor) - rank
+    if not others:
+        return factor
+    return vectors @ torch.cat([values[:others].mean().expand(others), values[others:]]).diag() @ vectors.T
 
 
 def kronecker_factors(history: Sequence[Batch], decay: float, precision: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -115,8 +141,10 @@ def damped_matrix(
 ) -> Tensor:
     """C + gamma I, or the factored form's (S + sqrt(gamma)/pi I) (x) (A + pi sqrt(gamma) I)."""
     damping = torch.as_tensor(damping, dtype=torch.float64)
-    if name == "factored":
+    if name in FACTORED:
         s, a = kronecker_factors(history, decay, precision)
+        if name in KEPT:
+            s, a = (kept(factor, rank) for factor, rank in zip((s, a), KEPT[name], strict=True))
         return torch.kron(*factored_damping(s, a, damping))
     return curvature_matrix(name, history, decay, precision) + damping.expand(OUT, IN).flatten().diag()
 

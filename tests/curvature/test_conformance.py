@@ -14,6 +14,7 @@ from torch import Tensor
 
 from noisynat.curvature import Curvature
 from tests.curvature.cases import (
+    FACTORED,
     IN,
     OUT,
     STRUCTURES,
@@ -42,7 +43,7 @@ class Case:
     def dense(self, damping: Tensor | float) -> Tensor:
         """(*batch, D, D)."""
         dampings = torch.as_tensor(damping, dtype=torch.float64).expand(*self.batch, OUT, IN).reshape(-1, OUT, IN)
-        if self.name == "factored":
+        if self.name in FACTORED:
             dampings = dampings[:, 0, 0]
         per_element = zip(*[elements(self.batch, data) for data in self.history], strict=True)
         matrices = [
@@ -183,7 +184,7 @@ def test_redamp_keeps_the_statistics_of_the_last_refresh(case: Case) -> None:
 def test_starts_from_the_initial_precision(batch: tuple[int, ...], precision: float, name: str) -> None:
     curvature = make(name, batch, precision)
     curvature.refresh(0.5)
-    expected = (precision**0.5 + 0.5**0.5) ** 2 if name == "factored" else precision + 0.5
+    expected = (precision**0.5 + 0.5**0.5) ** 2 if name in FACTORED else precision + 0.5
     dense = expected * torch.eye(OUT * IN, dtype=torch.float64)
     close(curvature.to_dense(), dense.expand(*batch, *dense.shape))
 

@@ -11,7 +11,11 @@ from noisynat.curvature import Curvature
 from tests.curvature.cases import STRUCTURES, make, random_batch
 
 BATCH = (3,)
-STATISTIC = {"diagonal": "c", "kronecker": "A", "factored": "A", "eigen_corrected": "d", "dense": "C"}
+STATISTIC = {
+    "diagonal": "c", "kronecker": "A", "factored": "A", "eigen_corrected": "d", "dense": "C", "truncated": "A",
+    "truncated_factored": "S", "one_diagonal": "a", "other_diagonal": "s", "diagonal_factors": "a",
+    "rank_one": "S", "whole_and_diagonal": "S",
+}  # fmt: skip
 FAILING = [(name, "nan") for name in STRUCTURES] + [
     ("diagonal", "negative"), ("eigen_corrected", "negative"), ("factored", "negative"), ("dense", "negative"),
     *[(name, "infinite") for name in STRUCTURES],

@@ -1,5 +1,6 @@
 """Small networks with a known curvature, and their covariance by dense algebra."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -17,8 +18,12 @@ CASES = {  # the library's names, and those of tests/curvature/cases.py
     "eigen_corrected": "eigen_corrected",
     "dense": "dense",
     "dense_per_layer": "dense",
+    "kronecker, rank 1": "rank_one",
+    "matrix_normal, rank 1": "truncated_factored",
+    "kronecker, diagonal A": "whole_and_diagonal",
     "mean_field": None,
 }
+SIZES: dict[str, dict[str, int]] = {"rank 1": {"rank": 1}, "diagonal A": {"max_factor_dim": IN - 1}}
 STRUCTURES = list(CASES)
 NATURAL = STRUCTURES[:-1]
 
@@ -27,11 +32,16 @@ def linear_network(
     structure: str, replicas: int | None = None, eta: object = ETA, **settings: object
 ) -> VariationalNetwork:
     """One linear layer whose posterior has seen one batch (the same for every replica) and was refreshed."""
-    settings = {"num_data": NUM_DATA, "kl_weight": KL_WEIGHT, "init": "weights", "seed": 11, **settings}
+    structure, _, sizes = structure.partition(", ")
+    settings = {
+        "num_data": NUM_DATA, "kl_weight": KL_WEIGHT, "init": "weights", "seed": 11, **SIZES.get(sizes, {}), **settings,
+    }  # fmt: skip
     prior = eta if isinstance(eta, GaussianPrior) else GaussianPrior(eta)
     torch.manual_seed(1)
     module = nn.Linear(IN - 1, OUT).double()
-    network = VariationalNetwork(module, GaussianLikelihood(0.5), prior, structure, replicas=replicas, **settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "layer '.*' has Kronecker factors")
+        network = VariationalNetwork(module, GaussianLikelihood(0.5), prior, structure, replicas=replicas, **settings)
     posterior = only_posterior(network)
     if isinstance(posterior, MeanFieldPosterior):
         posterior.log_std.data.copy_(mean_field_std().log())

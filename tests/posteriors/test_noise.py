@@ -20,7 +20,7 @@ from tests.posteriors.builders import NATURAL, STRUCTURES, covariance, linear_ne
 DRAWS = 20_000
 JOINT = ("dense", "dense_per_layer")
 FACTORED = [name for name in STRUCTURES if name not in JOINT]
-SEPARABLE = ("kronecker", "matrix_normal")
+SEPARABLE = ("kronecker", "matrix_normal")  # of which all eigenvalues are kept
 POSSIBLE = [
     *((name, mode) for name in FACTORED for mode in ("shared", "local", "flipout", "per_example", "grouped")),
     *((name, "separable") for name in SEPARABLE),
@@ -226,7 +226,9 @@ def test_auto_picks_the_cheapest_exact_mode(supports: bool, locations: int, reus
 def test_auto_picks_separable_noise_where_it_costs_less(
     structure: Any, examples: int, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = VariationalNetwork(nn.Linear(width, width), GaussianLikelihood(0.5), posterior=structure, num_data=100)
+    network = VariationalNetwork(
+        nn.Linear(width, width), GaussianLikelihood(0.5), posterior=structure, num_data=100, rank=None
+    )
     called = []
     for mode, original in list(noise.AT_OUTPUTS.items()):
         monkeypatch.setitem(
