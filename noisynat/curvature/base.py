@@ -11,6 +11,7 @@ from torch import Tensor
 from noisynat import linalg
 from noisynat.curvature.inverse import DampedInverse
 from noisynat.curvature.statistics import MovingAverage
+from noisynat.curvature.step import Step
 from noisynat.errors import CurvatureError
 
 _MAX_CONSECUTIVE_FAILURES = 3
@@ -157,12 +158,19 @@ class Curvature(ABC):
 
     def solve(self, matrix: Tensor, extra_damping: float = 0.0) -> Tensor:
         """(C + (gamma + extra_damping) I)^-1 V for V (*batch, out, in). Only steps use the extra damping."""
+        return self._damped(extra_damping).solve(matrix)
+
+    def step(self, v: Tensor, extra_damping: float = 0.0) -> Step:
+        """As :meth:`solve` for a matrix v (*batch, out, in), in the form that costs least to add to the weights."""
+        return self._damped(extra_damping).step(v)
+
+    def _damped(self, extra_damping: float) -> DampedInverse:
         if extra_damping == 0:
-            return self.inverse.solve(matrix)
+            return self.inverse
         if self._step_inverse is None or self._step_damping != extra_damping:
             self._step_inverse, _ = self._invert(self.prepared, self._damping + extra_damping)
             self._step_damping = extra_damping
-        return self._step_inverse.solve(matrix)
+        return self._step_inverse
 
     def sqrt_solve(self, noise: Tensor) -> Tensor:
         """L vec(E), L L^T = (C + gamma I)^-1, for noise (*sample, *batch, out, in)."""

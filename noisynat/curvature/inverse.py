@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noisynat import linalg
+from noisynat.curvature.step import Step, WholeStep
 
 if TYPE_CHECKING:
     from noisynat.random import RandomStream
@@ -33,6 +34,9 @@ class DampedInverse(Protocol):
 
     def solve(self, matrix: Tensor) -> Tensor:
         """(C + gamma I)^-1 vec(V), as a matrix."""
+
+    def step(self, v: Tensor) -> Step:
+        """(C + gamma I)^-1 vec(v) for v (*batch, out, in), to be added to weights."""
 
     def sqrt_solve(self, noise: Tensor) -> Tensor:
         """L vec(E) with L L^T = (C + gamma I)^-1, as a matrix."""
@@ -97,7 +101,7 @@ class KroneckerBasisInverse:
 
     @cached_property
     def parts(self) -> tuple[Tensor, Tensor] | None:
-        """u (*batch, out, K) and v (*batch, in, K), not negative, with u v^T equal to the variance; None if there are none."""
+        """u (*batch, out, K) and w (*batch, in, K), not negative, with variance u w^T; None if there are none."""
         return None if self.make_parts is None else self.make_parts()
 
     @property
@@ -117,6 +121,15 @@ class KroneckerBasisInverse:
         if self.right is not None:
             inner = inner @ self.right
         return self.from_basis(self.variance * inner)
+
+    def step(self, v: Tensor) -> Step:
+        if self.left is None and self.right is None:
+            return WholeStep(v, torch.mul(self.variance, v, out=self._buffer))
+        return WholeStep(v, self.solve(v))
+
+    @cached_property
+    def _buffer(self) -> Tensor:
+        return torch.empty_like(self.variance)
 
     def sqrt_solve(self, noise: Tensor) -> Tensor:
         return self.from_basis(self.root * noise)
@@ -180,6 +193,9 @@ class DenseInverse:
 
     def solve(self, matrix: Tensor) -> Tensor:
         return self._from_columns(linalg.cholesky_solve(self._columns(matrix), self.factor), matrix)
+
+    def step(self, v: Tensor) -> Step:
+        return WholeStep(v, self.solve(v))
 
     def sqrt_solve(self, noise: Tensor) -> Tensor:
         return self._from_columns(linalg.solve_transposed(self.factor, self._columns(noise)), noise)

@@ -19,6 +19,7 @@ from noisynat.curvature import sharing
 from noisynat.curvature.base import Curvature
 from noisynat.curvature.inverse import DampedInverse, kronecker_product, positive_or_one, positive_root
 from noisynat.curvature.kronecker import DampingForm, checked_damping_form
+from noisynat.curvature.step import Step, SumStep, WholeStep
 
 if TYPE_CHECKING:
     from noisynat.random import RandomStream
@@ -179,6 +180,11 @@ class TruncatedInverse:
     def solve(self, matrix: Tensor) -> Tensor:
         return self._apply(self.table, matrix)
 
+    def step(self, v: Tensor) -> Step:
+        if self.left is None and self.right is None:
+            return WholeStep(v, self.solve(v))
+        return SumStep(v, *self._terms(self.table, v))
+
     def sqrt_solve(self, noise: Tensor) -> Tensor:
         return self._apply(self.table.sqrt(), noise)
 
@@ -244,21 +250,36 @@ class TruncatedInverse:
 
     def _apply(self, table: Tensor, matrix: Tensor) -> Tensor:
         """The matrix with eigenvalues ``table`` times vec(V), as a matrix."""
-        rest, by_left, by_right, both = self._parts(table)
         if self.left is None and self.right is None:
-            return rest * matrix
+            return table * matrix
+        coefficient, tall, wide, _ = self._terms(table, matrix)
+        return torch.addcmul(tall @ wide, coefficient, matrix)
+
+    def _terms(self, table: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same as coefficient * V + tall @ wide, and its inner product with V."""
+        rest, by_left, by_right, both = self._parts(table)
+        alike = [dim for dim in (-2, -1) if rest.shape[dim] == 1]
+        inner = rest * torch.linalg.vector_norm(v, dim=alike, keepdim=True).square()
+        inner = inner.sum((-2, -1))
         if self.left is None:
             assert self.right is not None
-            tall, wide = by_right * (matrix @ self.right), self.right.mT
+            of_right = v @ self.right
+            tall, wide = by_right * of_right, self.right.mT
+            inner = inner + (tall * of_right).sum((-2, -1))
         elif self.right is None:
-            tall, wide = self.left, by_left * (self.left.mT @ matrix)
+            of_left = self.left.mT @ v
+            tall, wide = self.left, by_left * of_left
+            inner = inner + (wide * of_left).sum((-2, -1))
         else:
-            of_left, of_right = self.left.mT @ matrix, matrix @ self.right
-            inner = by_left * of_left + (both * (of_left @ self.right)) @ self.right.mT
-            lead = matrix.shape[:-2]
-            tall = torch.cat([self.left.expand(*lead, -1, -1), by_right * of_right], dim=-1)
-            wide = torch.cat([inner, self.right.mT.expand(*lead, -1, -1)], dim=-2)
-        return torch.addcmul(tall @ wide, rest, matrix)
+            of_left, of_right = self.left.mT @ v, v @ self.right
+            of_both = of_left @ self.right
+            from_left, from_right, from_both = by_left * of_left, by_right * of_right, both * of_both
+            pairs = ((from_left, of_left), (from_right, of_right), (from_both, of_both))
+            inner = inner + sum((one * other).sum((-2, -1)) for one, other in pairs)
+            lead = v.shape[:-2]
+            tall = torch.cat([self.left.expand(*lead, -1, -1), from_right], dim=-1)
+            wide = torch.cat([from_left + from_both @ self.right.mT, self.right.mT.expand(*lead, -1, -1)], dim=-2)
+        return rest, tall, wide, inner
 
     def _parts(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``table`` as a sum: what all directions have, and what leading left ones, right ones and both have beyond."""

@@ -1,9 +1,9 @@
 """The one update rule: natural gradient on the ELBO, as a ``torch.optim.Optimizer``.
 
-With V the batch's log-likelihood gradient at sampled weights less gamma M (Zhang et al. 2018, algorithm 1 and 2),
+With V the gradient of the batch's loss at sampled weights plus gamma M (Zhang et al. 2018, algorithm 1 and 2),
 
     m <- beta1 m + (1 - beta1) V,    m_hat = m / (1 - beta1^k)
-    M <- M + lr (C + (gamma + damping) I)^-1 m_hat
+    M <- M - lr (C + (gamma + damping) I)^-1 m_hat
     C <- beta2 C + (1 - beta2) C_batch
 
 and C's structure says which method it is. Parameters without a posterior are moved by Adam.
@@ -141,31 +141,29 @@ class NoisyNaturalGradient(Optimizer):
                 posterior.curvature.commit(self._group_of(posterior)["betas"][1])
 
     def _move_means(self, steps: int) -> None:
-        directions = []
+        moves, changes = [], []
         for posterior in self._posteriors:
             group = self._group_of(posterior)
-            gradients = [-_gradient_of(layer.mean) for layer in posterior.layers]
-            momentum = posterior.pack(
-                [
-                    self._average(layer.mean, gradient, group["betas"][0])
-                    for layer, gradient in zip(
-                        posterior.layers,
-                        posterior.unpack(posterior.log_posterior_gradient(gradients)),
-                        strict=True,
-                    )
-                ]
-            ) / (1 - group["betas"][0] ** steps)
-            directions.append((group["lr"], posterior.precondition(momentum, group["damping"]), momentum))
-        scale: Tensor | float = 1.0 if self.kl_clip is None else step_scale(directions, self.kl_clip)
-        for posterior, (_, direction, _) in zip(self._posteriors, directions, strict=True):
-            for layer, move in zip(posterior.layers, posterior.unpack(direction * scale), strict=True):
-                layer.mean.add_(move, alpha=self._groups[id(layer.mean)]["lr"])
+            beta1 = group["betas"][0]
+            momenta = [
+                self._average(layer.mean, _gradient_of(layer.mean), beta1).addcmul_(layer.mean, (1 - beta1) * precision)
+                for layer, precision in zip(posterior.layers, posterior.prior_precisions(), strict=True)
+            ]
+            step = posterior.precondition(momenta, group["damping"])
+            unbiased = 1 / (1 - beta1**steps)
+            moves.append((posterior, step, unbiased))
+            changes.append((group["lr"] * unbiased, step.inner))
+        scale = torch.ones(1, 1) if self.kl_clip is None else step_scale(changes, self.kl_clip)
+        for posterior, step, unbiased in moves:
+            rates = [self._groups[id(layer.mean)]["lr"] for layer in posterior.layers]
+            posterior.move(step, [-unbiased * rate * scale.to(step.inner) for rate in rates])
 
     def _average(self, parameter: nn.Parameter, value: Tensor, decay: float) -> Tensor:
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        return state["momentum"].lerp_(value, 1 - decay)
+        momentum: Tensor = state["momentum"].lerp_(value, 1 - decay)
+        return momentum
 
     def _move_point_estimates(self, steps: int) -> None:
         """Adam (Kingma and Ba 2015)."""

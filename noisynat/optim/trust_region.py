@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 
-def step_scale(pairs: Iterable[tuple[float, Tensor, Tensor]], kl_clip: float) -> Tensor:
+def step_scale(changes: Iterable[tuple[float, Tensor]], kl_clip: float) -> Tensor:
     """min(1, sqrt(kl_clip / sum lr^2 <d, m>)) over all blocks, one number per replica.
 
     Args:
-        pairs: per block: learning rate, preconditioned direction d and momentum m, (*replicas, out, in).
+        changes: per block: learning rate, and <d, m> (*replicas,) of the preconditioned direction d and momentum m.
         kl_clip: the bound, positive.
 
     Returns:
         (*replicas, 1, 1).
     """
-    change = sum((lr**2 * (d * m).sum((-2, -1)) for lr, d, m in pairs), torch.zeros(()))
+    change = sum((lr**2 * inner for lr, inner in changes), torch.zeros(()))
     tiny = torch.finfo(change.dtype).tiny
     return (kl_clip / change.clamp(min=tiny)).sqrt().clamp(max=1)[..., None, None]

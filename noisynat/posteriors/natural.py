@@ -15,6 +15,7 @@ from torch import Tensor
 from noisynat.curvature import Curvature, Dense
 from noisynat.curvature.inverse import DampedInverse
 from noisynat.curvature.sharing import example_gradients
+from noisynat.curvature.step import Step, WholeStep
 from noisynat.posteriors import noise
 from noisynat.posteriors.base import Posterior
 from noisynat.priors import GaussianPrior
@@ -72,9 +73,13 @@ class NaturalPosterior(Posterior):
     def _log_determinant(self) -> Tensor:
         return self.dim * math.log(self.kl_weight / self.num_data) - self.curvature.logdet()
 
+    def _gamma(self) -> Tensor:
+        """lambda / (N eta), (layers, *replicas)."""
+        return self.kl_weight / (self.num_data * self.prior_variance)
+
     def _damping(self) -> Tensor:
         """gamma: (*replicas, 1, 1) for one layer, (*replicas, 1, D) for several."""
-        gamma = self.kl_weight / (self.num_data * self.prior_variance)  # (layers, *replicas)
+        gamma = self._gamma()
         if len(self.layers) == 1:
             return gamma[0][..., None, None]
         shapes = [(layer.out_features, layer.columns) for layer in self.layers]
@@ -134,14 +139,22 @@ class NaturalPosterior(Posterior):
         self.fit_prior()
         self.curvature.refresh(self._damping())
 
-    def log_posterior_gradient(self, log_likelihood_gradients: Sequence[Tensor]) -> Tensor:
-        """V = (1/B) sum_b grad log p - gamma M, packed."""
-        means = self.pack([layer.mean for layer in self.layers])
-        return self.pack(log_likelihood_gradients) - self._damping().to(means.dtype) * means
+    def prior_precisions(self) -> Tensor:
+        """gamma of each layer (layers, *replicas, 1, 1): what pulls its mean towards the prior's."""
+        return self._gamma()[..., None, None].to(self.layers[0].mean.dtype)
 
-    def precondition(self, direction: Tensor, extra_damping: float) -> Tensor:
-        """(C + (gamma + extra_damping) I)^-1 times a packed direction."""
-        return self.curvature.solve(direction, extra_damping)
+    def precondition(self, directions: Sequence[Tensor], extra_damping: float) -> Step:
+        """(C + (gamma + extra_damping) I)^-1 times directions of the layers."""
+        return self.curvature.step(self.pack(directions), extra_damping)
+
+    def move(self, step: Step, factors: Sequence[Tensor]) -> None:
+        """Add factors (*replicas, 1, 1), one per layer, times a step to the means."""
+        if len(self.layers) == 1:
+            step.add_to(self.layers[0].mean, factors[0])
+            return
+        assert isinstance(step, WholeStep)
+        for layer, direction, factor in zip(self.layers, self.unpack(step.d), factors, strict=True):
+            layer.mean.addcmul_(direction, factor)
 
     # --- state: the curvature's tensors are this module's -----------------------------------------
 

@@ -159,6 +159,18 @@ def test_extra_damping_is_not_remembered_from_an_earlier_inverse(case: Case) -> 
     close(vec(case.curvature.solve(matrix, 0.7)), torch.linalg.solve(case.dense(1.0), vec(matrix)))
 
 
+@pytest.mark.parametrize("extra", [0.0, 0.3])
+def test_a_step_is_the_solution_and_measures_it(case: Case, extra: float) -> None:
+    v = torch.randn(*case.batch, OUT, IN, dtype=torch.float64)
+    expected = torch.linalg.solve(case.dense(0.05 + extra), vec(v))
+    step, target = case.curvature.step(v, extra), torch.randn(*case.batch, OUT, IN, dtype=torch.float64)
+    close(step.inner, (expected * vec(v)).sum((-2, -1)))
+    factor = torch.rand(*case.batch, 1, 1, dtype=torch.float64)
+    moved = vec(target) + factor * expected
+    step.add_to(target, factor)
+    close(vec(target), moved)
+
+
 def test_sample_dimensions(case: Case) -> None:
     noise = torch.randn(4, 2, *case.batch, OUT, IN, dtype=torch.float64)
     deviations = case.curvature.sqrt_solve(noise)

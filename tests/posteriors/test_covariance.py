@@ -5,6 +5,7 @@ import torch
 
 from noisynat.random import RandomStream
 from tests.posteriors.builders import (
+    ETA,
     KL_WEIGHT,
     NATURAL,
     NUM_DATA,
@@ -87,12 +88,11 @@ def test_pack_and_unpack_are_inverse() -> None:
     assert all(torch.equal(one, two) for one, two in zip(posterior.unpack(packed), weights, strict=True))
 
 
-def test_log_posterior_gradient_subtracts_gamma_times_the_mean() -> None:
-    network = two_layers()
-    gradients = [torch.randn_like(layer.mean) for layer in network.layers]
-    means = torch.cat([layer.mean.detach().flatten() for layer in network.layers])
-    expected = torch.cat([g.flatten() for g in gradients]) - KL_WEIGHT / (NUM_DATA * prior_of_two_layers()) * means
-    torch.testing.assert_close(only_posterior(network).log_posterior_gradient(gradients).flatten().detach(), expected)
+def test_prior_precisions_are_those_of_the_layers() -> None:
+    """gamma = lambda / (N eta), with eta = ETA / in of each layer."""
+    found = only_posterior(two_layers()).prior_precisions()
+    assert found.shape == (2, 1, 1)
+    assert found.flatten().tolist() == pytest.approx([KL_WEIGHT / (NUM_DATA * ETA / inputs) for inputs in (3, 2)])
 
 
 def test_name_and_dim() -> None:
