@@ -99,7 +99,9 @@ def _natural(
         bnn.loss(x, y).backward()
         optimizer.step()
 
-    kind = options.get("fisher") or fisher.default_kind(network.outputs, bnn.likelihood.has_hessian_root)
+    kind = options.get("fisher") or fisher.default_kind(
+        network.outputs, bnn.likelihood.has_hessian_root, wide=bnn.is_wide
+    )
     replicas = bnn.replicas.numel()
     plan = Plan(
         structure,

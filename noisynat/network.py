@@ -20,7 +20,7 @@ from noisynat.layers.base import Record, drawn_weights, recording
 from noisynat.layers.convert import POINT_ESTIMATE, Coverage, convert, coverage
 from noisynat.likelihoods.base import Likelihood
 from noisynat.posteriors.base import Posterior
-from noisynat.posteriors.families import STRUCTURES, FactorSizes, Rank, Structure, make_posteriors
+from noisynat.posteriors.families import STRUCTURES, FactorSizes, Rank, Structure, is_wide, make_posteriors
 from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
 from noisynat.predictive import Predictive
@@ -233,6 +233,11 @@ class VariationalNetwork(nn.Module):
         """Whether the posterior is trained by natural gradient (all but ``"mean_field"``)."""
         return self.structure != "mean_field"
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether some layer has more than 256 inputs or outputs: what grows with their cube is then done rarely."""
+        return any(is_wide((layer.out_features, layer.columns)) for layer in self.layers)
+
     def coverage(self) -> Coverage:
         """A row per parameter of the original network: posterior or point estimate."""
         return coverage(self.net, self.structure, self.replicas)
@@ -307,7 +312,8 @@ class VariationalNetwork(nn.Module):
 
     def _statistics(self, f: Tensor, y: Tensor, records: list[list[Record]]) -> list[tuple[Tensor, Tensor]]:
         """Per layer, activations and example gradients of this pass, joined over the layer's uses."""
-        columns = fisher.output_gradients(self.likelihood, f, y, self.fisher, self.training_stream)
+        kind = self.fisher or fisher.default_kind(f.shape[-1], self.likelihood.has_hessian_root, wide=self.is_wide)
+        columns = fisher.output_gradients(self.likelihood, f, y, kind, self.training_stream)
         uses = [record for of_layer in records for record in of_layer]
         gradients = iter(fisher.layer_gradients(f, [record.outputs for record in uses], columns))
         statistics = []

@@ -162,3 +162,46 @@ def test_full_precision_restores_tf32_and_turns_autocast_off() -> None:
             assert (matrix @ matrix).dtype == torch.float32
         assert (matrix @ matrix).dtype == torch.bfloat16
     assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_subspace_iteration_finds_the_leading_eigenpairs(batch: tuple[int, ...]) -> None:
+    q = torch.linalg.qr(torch.randn(*batch, 12, 12, dtype=torch.float64))[0]
+    values = 0.3 ** torch.arange(12, dtype=torch.float64)
+    matrix = (q * values) @ q.mT
+    start = torch.randn(*batch, 12, 3, dtype=torch.float64)
+    found, vectors, failed = linalg.leading_eigenpairs(matrix, start, iterations=20)
+    assert not failed.any()
+    torch.testing.assert_close(found, values[:3].flip(0).expand_as(found))
+    torch.testing.assert_close(matrix @ vectors, vectors * found.unsqueeze(-2))
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(3, dtype=torch.float64).expand(*batch, 3, 3))
+
+
+def test_ritz_values_are_those_of_the_matrix_within_the_subspace_after_few_iterations() -> None:
+    matrix, start = positive_definite(size=12), torch.randn(12, 3, dtype=torch.float64)
+    for iterations in (0, 1):
+        basis = torch.linalg.qr(matrix @ start)[0] if iterations else torch.linalg.qr(start)[0]
+        expected = torch.linalg.eigvalsh(basis.mT @ matrix @ basis)
+        found, vectors, _ = linalg.leading_eigenpairs(matrix, torch.linalg.qr(start)[0], iterations)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close((vectors.mT @ matrix @ vectors).diagonal(), expected)
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+def test_subspace_iteration_fails_for_the_bad_element_only(kind: str) -> None:
+    matrix = positive_definite(3)
+    matrix[1] = BAD[kind]
+    values, vectors, failed = linalg.leading_eigenpairs(matrix, torch.ones(3, 3, 1, dtype=torch.float64), 60)
+    assert failed.tolist() == [False, True, False]
+    torch.testing.assert_close(vectors[1], torch.eye(3, 1, dtype=torch.float64))
+    for i in (0, 2):
+        torch.testing.assert_close(values[i], torch.linalg.eigvalsh(matrix[i])[-1:])
+
+
+def test_subspace_iteration_survives_a_rank_that_is_too_low() -> None:
+    column = torch.randn(8, 1, dtype=torch.float64)
+    matrix = column @ column.mT
+    values, vectors, failed = linalg.leading_eigenpairs(matrix, torch.randn(8, 3, dtype=torch.float64), 2)
+    assert not failed
+    torch.testing.assert_close(values, torch.tensor([0.0, 0.0, float(column.square().sum())], dtype=torch.float64))
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(3, dtype=torch.float64))

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 FisherKind = Literal["ggn", "mc", "empirical"]
 FISHER_KINDS = ("ggn", "mc", "empirical")
 MAX_GGN_OUTPUTS = 10
+MAX_GGN_OUTPUTS_WIDE = 2
 
 
-def default_kind(outputs: int, has_hessian_root: bool = True) -> FisherKind:
+def default_kind(outputs: int, has_hessian_root: bool = True, *, wide: bool = False) -> FisherKind:
     """``"ggn"`` costs one backward pass per output; beyond 10 outputs ``"mc"``, with one pass, is the default.
 
-    So it is for likelihoods that have no Hessian's root.
+    So it is beyond 2 outputs in wide networks, where passes cost more than what is done beside them, and for
+    likelihoods that have no Hessian's root.
     """
-    return "ggn" if outputs <= MAX_GGN_OUTPUTS and has_hessian_root else "mc"
+    most = MAX_GGN_OUTPUTS_WIDE if wide else MAX_GGN_OUTPUTS
+    return "ggn" if outputs <= most and has_hessian_root else "mc"
 
 
-def output_gradients(
-    likelihood: Likelihood, f: Tensor, y: Tensor, kind: FisherKind | None, stream: RandomStream
-) -> Tensor:
+def output_gradients(likelihood: Likelihood, f: Tensor, y: Tensor, kind: FisherKind, stream: RandomStream) -> Tensor:
     """Gradients in the outputs whose outer products average to the Fisher, (columns, *batch, B, K).
 
     Args:
@@ -40,11 +41,10 @@ def output_gradients(
         f: network outputs (*batch, B, K).
         y: targets, used by ``"empirical"`` only.
         kind: ``"ggn"`` (K columns of the Hessian's root), ``"mc"`` (targets sampled from the model),
-            ``"empirical"`` (the actual targets), or None for :func:`default_kind`.
+            ``"empirical"`` (the actual targets).
         stream: of random numbers, used by ``"mc"`` only.
     """
     f = f.detach()
-    kind = kind or default_kind(f.shape[-1], likelihood.has_hessian_root)
     if kind == "ggn":
         return likelihood.hessian_root(f)
     targets = likelihood.sample(f, stream) if kind == "mc" else y

@@ -65,6 +65,28 @@ class OutputNoise(DampedInverse, Protocol):
             (*batch, B, out).
         """
 
+    @property
+    def is_separable(self) -> bool:
+        """Whether :meth:`separable_noise` is there."""
+
+    def separable_pays(self, examples: int, directions: int) -> bool:
+        """Whether it costs less than :meth:`local_noise`."""
+
+    def separable_noise(self, a: Tensor, directions: int, stream: RandomStream) -> Tensor:
+        """L E a, of which each row has its exact distribution, uncorrelated with the other rows.
+
+        From directions that all rows share, with random signs of each row's own: a row is normal, as its signs only
+        tell which of equally likely directions it takes.
+
+        Args:
+            a: inputs (*batch, B, in).
+            directions: their number, at least.
+            stream: of random numbers.
+
+        Returns:
+            (*batch, B, out).
+        """
+
     def flipout_noise(self, a: Tensor, stream: RandomStream) -> Tensor:
         """L E a for one E, with random signs of each example's own; joint over an example's locations.
 
@@ -166,6 +188,27 @@ class KroneckerBasisInverse:
     def local_noise(self, a: Tensor, normal: Tensor) -> Tensor:
         variance = self.rotate_inputs(a).square() @ self.variance.mT
         return self.rotate_outputs(positive_root(variance) * normal)
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether the variance is a short sum."""
+        return self.make_parts is not None
+
+    def separable_pays(self, examples: int, directions: int) -> bool:
+        """Whether it takes fewer multiplications."""
+        assert self.parts is not None
+        outputs, inputs = self.shape
+        shared = max(self.parts[0].shape[-1], directions)
+        return shared * (examples * (inputs + outputs) + outputs**2) < examples * outputs * (inputs + outputs)
+
+    def separable_noise(self, a: Tensor, directions: int, stream: RandomStream) -> Tensor:
+        assert self.parts is not None
+        of_outputs, of_inputs = self.parts
+        copies = -(-directions // of_outputs.shape[-1])
+        variance = (self.rotate_inputs(a).square() @ of_inputs).repeat_interleave(copies, -1) / copies
+        weights = positive_root(variance) * stream.signs(variance.shape, variance)
+        scales = of_outputs.sqrt().repeat_interleave(copies, -1).mT
+        return weights @ self.rotate_outputs(scales * stream.normal(scales.shape, scales))
 
     def flipout_noise(self, a: Tensor, stream: RandomStream) -> Tensor:
         *batch, examples, locations, _ = a.shape

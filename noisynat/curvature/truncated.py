@@ -206,17 +206,39 @@ class TruncatedInverse:
         return diagonal.expand(*self.table.shape[:-2], *self.shape)
 
     def local_noise(self, a: Tensor, normal: Tensor) -> Tensor:
+        std = self._output_stds(a)
+        if self.left is None:
+            return std * normal
+        std, rest = std[..., :-1], std[..., -1:]
+        return rest * normal + ((std - rest) * (normal @ self.left)) @ self.left.mT
+
+    @property
+    def is_separable(self) -> bool:
+        return self.left is not None
+
+    def separable_pays(self, examples: int, directions: int) -> bool:
+        return examples > directions
+
+    def separable_noise(self, a: Tensor, directions: int, stream: RandomStream) -> Tensor:
+        """With a normal number of each row's own for every leading direction."""
+        assert self.left is not None
+        std = self._output_stds(a)
+        std, rest = std[..., :-1], std[..., -1:] / directions**0.5
+        shared = stream.normal((*a.shape[:-2], directions, self.shape[0]), a)
+        shared = shared - (shared @ self.left) @ self.left.mT
+        signs = stream.signs((*a.shape[:-1], directions), a)
+        weights = torch.cat([std * stream.normal(std.shape, std), rest * signs], dim=-1)
+        return weights @ torch.cat([self.left.mT, shared], dim=-2)
+
+    def _output_stds(self, a: Tensor) -> Tensor:
+        """Standard deviations of the outputs along the left directions, (*batch, B, p), for inputs (*batch, B, in)."""
         if self.right is None:
             energies = a.square()
         else:
             leading = (a @ self.right).square()
             rest = a.square().sum(-1, keepdim=True) - leading.sum(-1, keepdim=True)
             energies = torch.cat([leading, rest.clamp(min=0)], dim=-1)
-        std = positive_root(energies @ self.table.mT)
-        if self.left is None:
-            return std * normal
-        std, rest = std[..., :-1], std[..., -1:]
-        return rest * normal + ((std - rest) * (normal @ self.left)) @ self.left.mT
+        return positive_root(energies @ self.table.mT)
 
     def flipout_noise(self, a: Tensor, stream: RandomStream) -> Tensor:
         """With a sign of its own for every leading direction, and one for all that is orthogonal to them."""

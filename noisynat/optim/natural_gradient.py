@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from noisynat.curvature.fisher import FISHER_KINDS, FisherKind
 from noisynat.network import VariationalNetwork
+from noisynat.optim import intervals
 from noisynat.optim.trust_region import step_scale
 from noisynat.posteriors.natural import NaturalPosterior
 
@@ -39,12 +40,15 @@ class NoisyNaturalGradient(Optimizer):
         lr: step size of the means.
         betas: beta1 of the momentum, beta2 of the curvature's average.
         damping: added to the curvature in the STEP only, never to the posterior.
-        fisher: ``"ggn"``, ``"mc"`` or ``"empirical"``; None chooses by the number of outputs.
+        fisher: ``"ggn"``, ``"mc"`` or ``"empirical"``; None chooses by the number of outputs and the network's size.
         kl_clip: bound of the trust region, per replica; None for none.
-        stats_every: steps between statistics.
+        stats_every: steps between statistics. None takes them at every step, or, in a network with a layer of more than
+            256 inputs or outputs, at every 10th, more often at first; a batch then counts for all the steps that it
+            stands for, with the decay beta2^10.
         stats_examples: of each batch (each loss) feed the curvature, its first ones; None for all. A dense posterior of
             D weights spends B D^2 operations on the statistics of B examples.
-        refresh_every: steps between factorizations of the curvature.
+        refresh_every: steps between factorizations of the curvature; None for 5, or, in a network with such a layer,
+            20, more often at first.
         point_lr: learning rate of the point estimates.
         param_groups: instead of the default groups, dictionaries with ``params`` (means or point estimates of the
             network) and any of ``lr``, ``betas``, ``damping``.
@@ -66,17 +70,16 @@ class NoisyNaturalGradient(Optimizer):
         damping: float = 1e-3,
         fisher: FisherKind | None = None,
         kl_clip: float | None = 1e-3,
-        stats_every: int = 1,
-        refresh_every: int = 5,
+        stats_every: int | None = None,
+        refresh_every: int | None = None,
         *,
         stats_examples: int | None = None,
         point_lr: float = 1e-3,
         param_groups: Iterable[dict[str, Any]] | None = None,
     ) -> None:
         self._check_network(network)
-        whole = {"stats_every": stats_every, "refresh_every": refresh_every}
-        if stats_examples is not None:
-            whole["stats_examples"] = stats_examples
+        given = {"stats_every": stats_every, "refresh_every": refresh_every, "stats_examples": stats_examples}
+        whole = {name: value for name, value in given.items() if value is not None}
         _check_options(lr, betas, damping, kl_clip, point_lr, whole)
         if fisher not in (None, *FISHER_KINDS):
             raise ValueError(f"fisher is one of {', '.join(FISHER_KINDS)} or None, got {fisher!r}")
@@ -88,7 +91,8 @@ class NoisyNaturalGradient(Optimizer):
                 param_groups.append({"params": network.point_estimates(), "lr": point_lr})
         self.network = network
         self.fisher, self.kl_clip = fisher, kl_clip
-        self.stats_every, self.refresh_every = stats_every, refresh_every
+        self._statistics, self._refresh = intervals.chosen(network, stats_every, refresh_every)
+        self._by_step = stats_every is None
         self.stats_examples = stats_examples
         super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})
         self._check_groups()
@@ -122,7 +126,7 @@ class NoisyNaturalGradient(Optimizer):
         self._move_means(steps)
         self._move_point_estimates(steps)
         self.network.likelihood.natural_step()
-        if steps % self.refresh_every == 0:
+        if self._refresh.is_due(steps):
             for posterior in self._posteriors:
                 posterior.refresh()
         self._request_statistics()
@@ -137,8 +141,9 @@ class NoisyNaturalGradient(Optimizer):
 
     def _update_curvature(self) -> None:
         if self.network.statistics_due:
+            passed = self._statistics.at(self.param_groups[0]["steps"] - 1) if self._by_step else 1
             for posterior in self._posteriors:
-                posterior.curvature.commit(self._group_of(posterior)["betas"][1])
+                posterior.curvature.commit(self._group_of(posterior)["betas"][1] ** passed)
 
     def _move_means(self, steps: int) -> None:
         moves, changes = [], []
@@ -182,6 +187,16 @@ class NoisyNaturalGradient(Optimizer):
     # --- bookkeeping ------------------------------------------------------------------------------
 
     @property
+    def stats_every(self) -> int:
+        """Steps between statistics, in the long run."""
+        return self._statistics.steps
+
+    @property
+    def refresh_every(self) -> int:
+        """Steps between factorizations, in the long run."""
+        return self._refresh.steps
+
+    @property
     def _posteriors(self) -> list[NaturalPosterior]:
         mine = self._groups
         return [
@@ -208,7 +223,7 @@ class NoisyNaturalGradient(Optimizer):
 
     def _request_statistics(self) -> None:
         """Tell the network whether the next step's losses feed the curvature."""
-        self.network.statistics_due = self.param_groups[0]["steps"] % self.stats_every == 0
+        self.network.statistics_due = self._statistics.is_due(self.param_groups[0]["steps"])
         self.network.statistics_examples = self.stats_examples
         self.network.fisher = self.fisher
 

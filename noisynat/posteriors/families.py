@@ -38,13 +38,18 @@ _CURVATURES: dict[str, Callable[..., Curvature]] = {
 }
 
 
+def is_wide(shape: tuple[int, int]) -> bool:
+    """Whether a weight of ``shape`` (out, in) has Kronecker factors too large to keep all eigenvalues by default."""
+    return max(shape) > _WHOLE
+
+
 @dataclass(frozen=True)
 class FactorSizes:
     """How much is kept of the Kronecker factors of a layer.
 
     Args:
-        rank: leading eigenvalues of each, the others being represented by their mean; None keeps all, ``"auto"`` all of
-            a layer whose factors have at most 256 rows, and otherwise 64.
+        rank: leading eigenvalues of each, the others being represented by their mean; None keeps all, ``"auto"`` all
+            of a layer whose factors have at most 256 rows, and otherwise 64.
         max_dim: rows of a factor beyond which it is only its diagonal.
     """
 
@@ -62,7 +67,7 @@ class FactorSizes:
         if structure not in _FORMS:
             return None
         rank = self.rank
-        if structure == "eigen_corrected" or (rank == "auto" and max(shape) <= _WHOLE):
+        if structure == "eigen_corrected" or (rank == "auto" and not is_wide(shape)):
             rank = None
         elif rank == "auto":
             rank = _LEADING

@@ -7,19 +7,19 @@ With Cov[vec W] = (L kron R) diag(v) (L kron R)^T, a structure needs no code of 
 * ``grouped``: the same for groups of examples, as many as :data:`MAX_GROUPS`, so that large batches cost no more draws;
 * ``local``: the output's exact marginal, s = M a + L (sqrt(v (R^T a)^2) * e)
   (Kingma et al. 2015, in the rotated basis);
-* ``separable``: the same marginal where v = u w^T is a short sum, from K directions L (sqrt(u_k) * e) that all
-  examples share, with weights sqrt(w_k^T (R^T a)^2) and random signs of their own;
+* ``separable``: the same marginal from directions that all examples share, with weights and random signs of each
+  example's own: where v = u w^T is a short sum, L (sqrt(u_k) * e), with the weights sqrt(w_k^T (R^T a)^2);
 * ``flipout``: s = M a + L (u * ((sqrt(v) * E) (r * R^T a))) with random signs u, r per example, one E
   (Wen et al. 2018); exact marginals, and draws that are joint over an example's locations.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch import Tensor
 
-from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, OutputNoise, positive_root
+from noisynat.curvature.inverse import DampedInverse, OutputNoise
 from noisynat.random import RandomStream
 
 NoiseMode = Literal["auto", "shared", "local", "separable", "flipout", "per_example", "grouped"]
@@ -38,21 +38,19 @@ def check_mode(mode: str, structure: str, root: DampedInverse) -> None:
             f"noise={mode!r} cannot be drawn exactly from a {structure!r} posterior, whose covariance does not "
             "factor over inputs and outputs; use noise='shared', 'per_example', 'grouped' or 'auto'"
         )
-    if mode == "separable" and not (isinstance(root, KroneckerBasisInverse) and root.make_parts):
+    if mode == "separable" and not cast(OutputNoise, root).is_separable:
         raise ValueError(f"noise='separable' is for Kronecker posteriors, not for a {structure!r} one; use 'local'")
 
 
 def separable_pays(root: DampedInverse, examples: int) -> bool:
-    """Whether ``separable`` noise takes fewer multiplications than ``local``, of which there are enough to matter."""
-    if not isinstance(root, KroneckerBasisInverse) or root.make_parts is None:
+    """Whether ``separable`` noise costs less than ``local``, and there is enough of it to matter."""
+    if not root.supports_output_noise:
         return False
-    outputs, inputs = root.shape
-    local = examples * outputs * (inputs + outputs)
-    if local < _ENOUGH:
+    output = cast(OutputNoise, root)
+    outputs, inputs = output.shape
+    if not output.is_separable or examples * outputs * (inputs + outputs) < _ENOUGH:
         return False
-    assert root.parts is not None
-    directions = max(root.parts[0].shape[-1], _DIRECTIONS)
-    return directions * (examples * (inputs + outputs) + outputs * outputs) < local
+    return output.separable_pays(examples, _DIRECTIONS)
 
 
 def choose_mode(
@@ -94,20 +92,9 @@ def local_noise(root: OutputNoise, a: Tensor, stream: RandomStream) -> Tensor:
     return root.local_noise(rows, stream.normal((*rows.shape[:-1], outputs), rows)).unsqueeze(-2)
 
 
-def separable_noise(basis: OutputNoise, a: Tensor, stream: RandomStream) -> Tensor:
-    """Deviations (*batch, B, 1, out) of the outputs for inputs a (*batch, B, 1, in), uncorrelated between examples.
-
-    Each example's are normal, as its signs only tell which of equally likely directions it takes.
-    """
-    assert isinstance(basis, KroneckerBasisInverse)
-    assert basis.parts is not None
-    u, v = basis.parts
-    copies = -(-_DIRECTIONS // u.shape[-1])
-    rows = basis.rotate_inputs(a.squeeze(-2))
-    variance = (rows.square() @ v).repeat_interleave(copies, -1) / copies
-    weights = positive_root(variance) * stream.signs(variance.shape, variance)
-    scales = u.sqrt().repeat_interleave(copies, -1).mT
-    return (weights @ basis.rotate_outputs(scales * stream.normal(scales.shape, scales))).unsqueeze(-2)
+def separable_noise(root: OutputNoise, a: Tensor, stream: RandomStream) -> Tensor:
+    """Deviations (*batch, B, 1, out) of the outputs for inputs a (*batch, B, 1, in), uncorrelated between examples."""
+    return root.separable_noise(a.squeeze(-2), _DIRECTIONS, stream).unsqueeze(-2)
 
 
 def flipout_noise(root: OutputNoise, a: Tensor, stream: RandomStream) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Laplace
 
 import noisynat
-from noisynat.curvature.fisher import output_gradients
+from noisynat.curvature.fisher import default_kind, output_gradients
 from noisynat.random import RandomStream
 
 N, K = 4, 3
@@ -147,7 +147,8 @@ def test_a_root_of_ones_own_is_used() -> None:
         optimizer = noisynat.NoisyKFAC(bnn, fisher="ggn")
         bnn.loss(torch.zeros(N, 2), torch.zeros(N, K)).backward()
         optimizer.step()
-        columns = output_gradients(likelihood, torch.zeros(N, K), torch.zeros(N, K), None, RandomStream(0))
+        kind = default_kind(K, likelihood.has_hessian_root)
+        columns = output_gradients(likelihood, torch.zeros(N, K), torch.zeros(N, K), kind, RandomStream(0))
         assert len(columns) == K  # of the root; the sampled Fisher has one
 
 

@@ -14,7 +14,6 @@ from tests.posteriors.builders import (
     feed_two_layers,
     linear_network,
     only_posterior,
-    prior_of_two_layers,
     two_layers,
 )
 

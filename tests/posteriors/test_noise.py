@@ -20,7 +20,9 @@ from tests.posteriors.builders import NATURAL, STRUCTURES, covariance, linear_ne
 DRAWS = 20_000
 JOINT = ("dense", "dense_per_layer")
 FACTORED = [name for name in STRUCTURES if name not in JOINT]
-SEPARABLE = ("kronecker", "matrix_normal")  # of which all eigenvalues are kept
+SEPARABLE = (
+    "kronecker", "matrix_normal", "kronecker, rank 1", "matrix_normal, rank 1", "kronecker, diagonal A",
+)  # fmt: skip
 POSSIBLE = [
     *((name, mode) for name in FACTORED for mode in ("shared", "local", "flipout", "per_example", "grouped")),
     *((name, "separable") for name in SEPARABLE),
@@ -130,7 +132,7 @@ def test_an_optimizers_damping_does_not_reach_the_noise(structure: str) -> None:
 @pytest.mark.parametrize("structure", NATURAL)
 def test_a_damped_step_does_not_move_the_covariance(structure: str) -> None:
     posterior = only_posterior(linear_network(structure))
-    posterior.precondition(torch.ones(OUT, 3, dtype=torch.float64), 1.0)
+    posterior.precondition([torch.ones(OUT, 3, dtype=torch.float64)], 1.0)
     torch.testing.assert_close(posterior.covariance(), covariance(structure))
 
 

@@ -1,0 +1,48 @@
+"""How often an optimizer takes statistics and factorizes.
+
+In a small network every step can afford statistics. In a wide one they cost as much as the step itself; there they
+become rare as the curvature's average settles, and each batch counts for all the steps that it stands for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from noisynat.network import VariationalNetwork
+
+_SMALL = (1, 5)  # steps between statistics and between factorizations
+_WIDE = (10, 20)
+_SETTLING = 5  # the interval grows by one every so many steps
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Every so many steps.
+
+    Args:
+        steps: in the long run.
+        grows: whether it begins with every step, and grows.
+    """
+
+    steps: int
+    grows: bool = False
+
+    def at(self, step: int) -> int:
+        """The interval at a step (from 0)."""
+        return min(self.steps, max(1, step // _SETTLING)) if self.grows else self.steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether something is to be done at a step (from 0)."""
+        return step % self.at(step) == 0
+
+
+def chosen(
+    network: VariationalNetwork, stats_every: int | None, refresh_every: int | None
+) -> tuple[Interval, Interval]:
+    """Intervals of statistics and of factorizations: those given, or, for None, what suits the network's size."""
+    defaults, wide = (_WIDE if network.is_wide else _SMALL), network.is_wide
+    statistics, refresh = (
+        Interval(default, grows=wide) if given is None else Interval(given)
+        for given, default in zip((stats_every, refresh_every), defaults, strict=True)
+    )
+    return statistics, refresh

@@ -1,0 +1,110 @@
+"""When statistics and factorizations are due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import noisynat
+from noisynat.optim.intervals import Interval
+
+
+def make(width: int, **settings: Any) -> noisynat.NoisyKFAC:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(width, 4), nn.Tanh(), nn.Linear(4, 1))
+    bnn = noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(0.5), num_data=50, seed=1)
+    return noisynat.NoisyKFAC(bnn, **settings)
+
+
+def train(optimizer: noisynat.NoisyKFAC, steps: int) -> tuple[list[int], list[int]]:
+    """Train, and give the steps (from 0) that took statistics and those after which the inverse was another one."""
+    network = optimizer.network
+    inputs = network.layers[0].in_features
+    took, refreshed = [], []
+    for step in range(steps):
+        before = network.posteriors[0].curvature.inverse
+        if network.statistics_due:
+            took.append(step)
+        optimizer.zero_grad()
+        network.loss(torch.randn(6, inputs), torch.randn(6, 1)).backward()
+        optimizer.step()
+        if network.posteriors[0].curvature.inverse is not before:
+            refreshed.append(step)
+    return took, refreshed
+
+
+def test_a_fixed_interval() -> None:
+    assert [step for step in range(10) if Interval(3).is_due(step)] == [0, 3, 6, 9]
+
+
+def test_a_growing_interval_is_every_step_at_first_and_grows_by_one_every_five_steps() -> None:
+    due = [step for step in range(40) if Interval(4, grows=True).is_due(step)]
+    assert due == [*range(10), 10, 12, 14, 15, 18, 20, 24, 28, 32, 36]
+
+
+def test_small_networks_take_statistics_at_every_step() -> None:
+    optimizer = make(256 - 1)
+    assert (optimizer.stats_every, optimizer.refresh_every) == (1, 5)
+    assert train(optimizer, 12) == ([*range(12)], [4, 9])
+
+
+def test_wide_networks_take_them_rarely_once_they_have_settled() -> None:
+    optimizer = make(256)  # and the bias
+    assert (optimizer.stats_every, optimizer.refresh_every) == (10, 20)
+    took, refreshed = train(optimizer, 160)
+    assert took[:10] == [*range(10)]
+    assert [step for step in took if step >= 50] == [*range(50, 160, 10)]
+    assert [step + 1 for step in refreshed if step + 1 >= 100] == [100, 120, 140, 160]
+
+
+def test_given_intervals_are_kept() -> None:
+    took, refreshed = train(make(300, stats_every=4, refresh_every=3), 13)
+    assert took == [0, 4, 8, 12]
+    assert refreshed == [2, 5, 8, 11]
+
+
+@pytest.mark.parametrize(("stats_every", "power"), [(None, 10), (10, 1)])
+def test_a_batch_of_an_interval_of_ones_own_choice_counts_once(stats_every: int | None, power: int) -> None:
+    """The average forgets its past by beta2 to the power of the steps that a batch stands for."""
+    optimizer = make(300, stats_every=stats_every, betas=(0.9, 0.99))
+    train(optimizer, 200)
+    average = optimizer.network.posteriors[0].curvature.averages["A"]
+    before = average.value.clone()
+    assert optimizer.network.statistics_due
+    seen: list[Tensor] = []
+    optimizer.network.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    train(optimizer, 1)
+    a = torch.cat([seen[0], torch.ones(6, 1)], dim=-1)
+    decay = 0.99**power
+    torch.testing.assert_close(average.value, decay * before + (1 - decay) * a.T @ a / 6)
+
+
+def test_intervals_of_a_resumed_optimizer_go_on_where_they_stood() -> None:
+    whole = make(300)
+    expected = train(whole, 60)
+    first, second = make(300), make(300)
+    head = train(first, 33)
+    second.network.load_state_dict(first.network.state_dict())
+    second.load_state_dict(first.state_dict())
+    tail = train(second, 27)
+    for all_steps, before, after in zip(expected, head, tail, strict=True):
+        assert all_steps == [*before, *(33 + step for step in after)]
+
+
+def test_wide_networks_sample_targets_where_there_are_several_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    original = noisynat.curvature.fisher.output_gradients
+
+    def watch(likelihood: Any, f: Tensor, y: Tensor, kind: str, stream: Any) -> Tensor:
+        asked.append(kind)
+        return original(likelihood, f, y, kind, stream)
+
+    monkeypatch.setattr(noisynat.curvature.fisher, "output_gradients", watch)
+    for width, classes in ((8, 3), (300, 3), (300, 2)):
+        bnn = noisynat.VariationalNetwork(nn.Linear(width, classes), noisynat.CategoricalLikelihood(), num_data=9)
+        noisynat.NoisyKFAC(bnn)
+        bnn.loss(torch.randn(5, width), torch.randint(classes, (5,)))
+    assert asked == ["ggn", "mc", "ggn"]
