@@ -28,6 +28,7 @@ class Trainer:
     Args:
         step: one training step on a batch.
         cycle: steps after which what is done repeats itself.
+        settling: steps before it does.
         networks: trained at once.
         plan: of the necessary work, where it is known.
         bnn: the network, and its optimizer, of our own methods.
@@ -35,6 +36,7 @@ class Trainer:
 
     step: Step
     cycle: int = 1
+    settling: int = 0
     networks: int = 1
     plan: Plan | None = None
     bnn: noisynat.VariationalNetwork | None = None
@@ -112,7 +114,8 @@ def _natural(
         replicas=replicas,
     )
     cycle = math.lcm(optimizer.stats_every, optimizer.refresh_every)
-    return Trainer(step, cycle, replicas, plan, bnn, optimizer)
+    settling = max(optimizer.statistics_interval.settles_at, optimizer.refresh_interval.settles_at)
+    return Trainer(step, cycle, settling, replicas, plan, bnn, optimizer)
 
 
 def _mean_field(network: Network, device: torch.device, *, noise: str) -> Trainer:

@@ -73,7 +73,8 @@ def entrants(
                 raise ImportError(reason)
             peak = peak_bytes(contender.name, network, clock.device) if memory else None
             trainer = contender.build(network, clock.device)
-            turn = warmed_up(stepper(trainer, contender, network, clock), trainer.cycle, pace, clock)
+            step = stepper(trainer, contender, network, clock)
+            turn = warmed_up(step, trainer.cycle, pace, clock, settling=trainer.settling)
             ready[contender.name] = Entrant(contender, trainer, turn, peak)
         except (ImportError, *OutOfMemory, TooSlowError) as error:
             skipped.append(_skip(network, contender, str(error)))

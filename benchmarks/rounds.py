@@ -81,20 +81,27 @@ def steps_per_turn(cycle: int, seconds_per_step: float, turn_seconds: float) -> 
     return cycle * max(math.ceil(turn_seconds / (cycle * seconds_per_step)), 1)
 
 
-def warmed_up(step: Callable[[], object], cycle: int, pace: Pace, clock: Clock) -> Turn:
+def warmed_up(step: Callable[[], object], cycle: int, pace: Pace, clock: Clock, *, settling: int = 0) -> Turn:
     """The turn of a contender, after a cycle that does not count and by which its speed is judged.
+
+    Args:
+        step: of its training.
+        cycle: steps after which what it does repeats itself.
+        pace: of the rounds.
+        clock: of the device.
+        settling: steps before that.
 
     Raises:
         TooSlowError: if that took longer than the pace's patience.
     """
-    clock.seconds(step)  # allocates what stays
+    first = max(settling, 1)  # allocates what stays
     steps = max(cycle, _WARMUP_STEPS)
-    total = 0.0
-    for done in range(steps):
-        total += clock.seconds(step)
-        if total > pace.patience:
-            raise TooSlowError(f"{done + 1} of {steps} steps of warm-up took {total:.0f} s")
-    return Turn(step, steps_per_turn(cycle, total / steps, pace.turn_seconds))
+    spent: list[float] = []
+    for done in range(first + steps):
+        spent.append(clock.seconds(step))
+        if sum(spent) > pace.patience:
+            raise TooSlowError(f"{done + 1} of {first + steps} steps of warm-up took {sum(spent):.0f} s")
+    return Turn(step, steps_per_turn(cycle, sum(spent[first:]) / steps, pace.turn_seconds))
 
 
 def interleaved(turns: Mapping[str, Turn], pace: Pace, clock: Clock, seed: int = 0) -> dict[str, list[float]]:

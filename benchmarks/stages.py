@@ -98,7 +98,7 @@ def _timed(method: Callable[..., Any], stage: str, stopwatch: Stopwatch) -> Call
 
 
 def profiled(network: Network, contender: Contender, cycles: int, clock: Clock, rates: Rates) -> dict[str, Any]:
-    """Seconds per step by stage, with floors, and the operators that take most; over whole cycles, after one of them.
+    """Seconds per step by stage, with floors, and the operators that take most, over whole cycles after a first one.
 
     Args:
         network: to be trained.
@@ -110,7 +110,7 @@ def profiled(network: Network, contender: Contender, cycles: int, clock: Clock, 
     trainer = contender.build(network, clock.device)
     step = stepper(trainer, contender, network, clock)
     steps = cycles * trainer.cycle
-    for _ in range(trainer.cycle):
+    for _ in range(trainer.settling + trainer.cycle):
         step()
     whole = clock.seconds(functools.partial(_repeat, step, steps)) / steps
     stopwatch = Stopwatch(functools.partial(_now, clock.device))

@@ -168,7 +168,7 @@ def _entries(structure: str, out: int, columns: int, element_size: int) -> float
     if structure == "mean_field":
         return weights  # log standard deviations
     if structure == "diagonal":
-        return 4 * weights
+        return 5 * weights
     if structure == "kronecker":
         return 3 * factors + 2 * weights
     if structure == "matrix_normal":
@@ -186,7 +186,7 @@ def _truncated(shape: tuple[int, int], ranks: tuple[int | None, int | None]) -> 
     """Entries of factors of which leading eigenvalues, or the diagonal, are kept."""
     entries, table = 0, 2
     for size, rank in zip(shape, ranks, strict=True):
-        entries += 2 * size if rank is None else 2 * size**2 + size * rank
+        entries += 2 * size if rank is None else size**2 + size * rank
         table *= size if rank is None else rank + 1
     return entries + table
 

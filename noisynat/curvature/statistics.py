@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_LARGE = 256  # rows and columns from which products are taken in blocks
+
 
 class MovingAverage:
     """An exponential moving average of matrices ``left^T right / count``, kept per batch element.
@@ -64,8 +66,8 @@ class MovingAverage:
     def _blend(self, value: Tensor, decay: float, total: float, finite: Tensor | None) -> None:
         """``value <- decay value + (1 - decay) pooled batch``, in place.
 
-        In double precision by one fused product. In single precision the product is taken first: row by row, terms of
-        size (1 - decay) / count would drown in the rounding of the average.
+        By one fused product, except for small matrices in single precision: their products are added row by row, and
+        terms of size (1 - decay) / count would drown in the rounding of the average.
         """
         flat, keep = value.view(-1, *value.shape[-2:]), decay
         for left, right, _ in self._pending:
@@ -74,7 +76,9 @@ class MovingAverage:
                 rows = [torch.where(finite[..., None, None], r, 0) for r in rows]
             left_rows, right_rows = (r.reshape(-1, *r.shape[-2:]) for r in rows)
             weight = (1 - decay) / total
-            if value.dtype == torch.float64:
+            if len(flat) == 1 and min(value.shape[-2:]) >= _LARGE:
+                flat[0].addmm_(left_rows[0].mT, right_rows[0], beta=keep, alpha=weight)
+            elif value.dtype == torch.float64:
                 flat.baddbmm_(left_rows.mT, right_rows, beta=keep, alpha=weight)
             else:
                 flat.mul_(keep).add_(left_rows.mT @ right_rows, alpha=weight)

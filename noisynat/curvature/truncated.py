@@ -24,7 +24,7 @@ from noisynat.curvature.step import Step, SumStep, WholeStep
 if TYPE_CHECKING:
     from noisynat.random import RandomStream
 
-_ITERATIONS = 2  # of subspace iteration, which goes on where the last refresh stopped
+_ITERATIONS = 1  # of subspace iteration, which goes on where the last refresh stopped
 _SUBSPACE_PAYS = 4  # from so many times the rank on, a factor's size is too large for all eigenvectors
 
 
@@ -69,7 +69,7 @@ class TruncatedKronecker(Curvature):
         for key, size in zip("SA", self.shape, strict=True):
             rank = self.ranks[key]
             if rank is None:
-                values = snapshot[key.lower()].squeeze(-1)
+                values = snapshot[key.lower()].squeeze(-1).clone()
                 failures = failures | ~torch.isfinite(values.sum(-1))
             else:
                 values, vectors, failed = self._leading(key, snapshot[key], min(rank, size))
@@ -142,14 +142,20 @@ class TruncatedKronecker(Curvature):
         s, a = self._factor("S", self.prepared, root / pi), self._factor("A", self.prepared, pi * root)
         return kronecker_product(s, a)
 
-    # --- state: the eigenvectors are stored, as the next refresh goes on from them ------------------
+    # --- state: the eigenvectors are stored, as the next refresh goes on from them, and what they are of is not -----
+
+    def _candidate(self) -> dict[str, Tensor]:
+        """The averages themselves, where they need no debiasing: nobody asks for them once they are prepared."""
+        return {key: a.value if a.informative else a.debiased() for key, a in self.averages.items()}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return super().state_tensors() | {f"leading.{key}": value for key, value in self.prepared.items()}
+        state = {key: value for key, value in super().state_tensors().items() if not key.startswith("refreshed.")}
+        return state | {f"leading.{key}": value for key, value in self.prepared.items()}
 
     def load_tensors(self, state: dict[str, Tensor]) -> None:
         self.prepared = {key: state[f"leading.{key}"].clone() for key in self.prepared}
-        super().load_tensors(state)
+        super().load_tensors(state | {f"refreshed.{key}": state[f"average.{key}"] for key in self.averages})
+        self.snapshot = self._candidate()
 
     def _factorize_snapshot(self) -> None:
         if not self.prepared:

@@ -27,6 +27,11 @@ class Interval:
     steps: int
     grows: bool = False
 
+    @property
+    def settles_at(self) -> int:
+        """The step (from 0) from which on the interval is that of the long run."""
+        return self.steps * _SETTLING if self.grows else 0
+
     def at(self, step: int) -> int:
         """The interval at a step (from 0)."""
         return min(self.steps, max(1, step // _SETTLING)) if self.grows else self.steps

@@ -91,7 +91,7 @@ class NoisyNaturalGradient(Optimizer):
                 param_groups.append({"params": network.point_estimates(), "lr": point_lr})
         self.network = network
         self.fisher, self.kl_clip = fisher, kl_clip
-        self._statistics, self._refresh = intervals.chosen(network, stats_every, refresh_every)
+        self.statistics_interval, self.refresh_interval = intervals.chosen(network, stats_every, refresh_every)
         self._by_step = stats_every is None
         self.stats_examples = stats_examples
         super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})
@@ -126,7 +126,7 @@ class NoisyNaturalGradient(Optimizer):
         self._move_means(steps)
         self._move_point_estimates(steps)
         self.network.likelihood.natural_step()
-        if self._refresh.is_due(steps):
+        if self.refresh_interval.is_due(steps):
             for posterior in self._posteriors:
                 posterior.refresh()
         self._request_statistics()
@@ -141,7 +141,7 @@ class NoisyNaturalGradient(Optimizer):
 
     def _update_curvature(self) -> None:
         if self.network.statistics_due:
-            passed = self._statistics.at(self.param_groups[0]["steps"] - 1) if self._by_step else 1
+            passed = self.statistics_interval.at(self.param_groups[0]["steps"] - 1) if self._by_step else 1
             for posterior in self._posteriors:
                 posterior.curvature.commit(self._group_of(posterior)["betas"][1] ** passed)
 
@@ -189,12 +189,12 @@ class NoisyNaturalGradient(Optimizer):
     @property
     def stats_every(self) -> int:
         """Steps between statistics, in the long run."""
-        return self._statistics.steps
+        return self.statistics_interval.steps
 
     @property
     def refresh_every(self) -> int:
         """Steps between factorizations, in the long run."""
-        return self._refresh.steps
+        return self.refresh_interval.steps
 
     @property
     def _posteriors(self) -> list[NaturalPosterior]:
@@ -223,7 +223,7 @@ class NoisyNaturalGradient(Optimizer):
 
     def _request_statistics(self) -> None:
         """Tell the network whether the next step's losses feed the curvature."""
-        self.network.statistics_due = self._statistics.is_due(self.param_groups[0]["steps"])
+        self.network.statistics_due = self.statistics_interval.is_due(self.param_groups[0]["steps"])
         self.network.statistics_examples = self.stats_examples
         self.network.fisher = self.fisher
 

@@ -101,9 +101,9 @@ def test_one_that_is_too_slow_is_given_up_before_its_cycle_is_over() -> None:
         next(steps)
         clock.pass_by(2.0)
 
-    with pytest.raises(TooSlowError, match="3 of 100 steps"):
+    with pytest.raises(TooSlowError, match="3 of 101 steps"):
         warmed_up(step, 100, Pace(rounds=1, turn_seconds=1.0, patience=5.0), clock)
-    assert next(steps) == 4
+    assert next(steps) == 3
 
 
 def test_no_round_begins_once_patience_is_over() -> None:
@@ -128,3 +128,10 @@ def test_the_clock_waits_for_the_gpu() -> None:
     clock = Clock("cuda")
     clock.seconds(lambda: a @ a)
     assert clock.seconds(lambda: [a @ a for _ in range(40)]) > 5 * clock.seconds(lambda: a @ a)
+
+
+def test_warm_up_begins_once_the_contender_has_settled() -> None:
+    clock, steps = FakeClock(), itertools.count()
+    turn = warmed_up(lambda: clock.pass_by(0.1 if next(steps) >= 20 else 50.0), 5, PACE, clock, settling=20)
+    assert next(steps) == 25
+    assert turn.steps == steps_per_turn(5, 0.1, PACE.turn_seconds)

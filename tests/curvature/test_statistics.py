@@ -233,11 +233,13 @@ def test_one_bad_micro_batch_skips_the_pooled_batch_once(name: str) -> None:
     same(curvature, make(name))
 
 
-def test_single_precision_does_not_drift_with_large_batches() -> None:
+@pytest.mark.parametrize("size", [1, 300])
+def test_single_precision_does_not_drift_with_large_batches(size: int) -> None:
     """Added row by row to the average, 2000 equal rows of weight 0.01 / 2000 each would all round the same way."""
-    average = MovingAverage(torch.ones(1, 1))
-    rows = torch.full((2000, 1), 1 / 0.3)
-    for _ in range(2000):
+    average = MovingAverage(torch.ones(size, size))
+    rows = torch.full((2000, size), 1 / 0.3)
+    for _ in range(2000 if size == 1 else 500):
         average.accumulate(rows, rows, 2000.0)
         average.commit(0.99, torch.tensor(True))
-    torch.testing.assert_close(average.value, torch.full((1, 1), 1 / 0.09), rtol=1e-4, atol=0)
+    expected = 1 / 0.09 + (1 - 1 / 0.09) * (0.0 if size == 1 else 0.99**500)
+    torch.testing.assert_close(average.value, torch.full((size, size), expected), rtol=1e-4, atol=0)

@@ -49,11 +49,11 @@ def test_the_subspace_comes_to_be_that_of_the_leading_eigenvectors() -> None:
     curvature.update(*batch(0), 0.0)
     a, s = (curvature.averages[key].value for key in "AS")
     expected = torch.kron(kept(s, RANK), kept(a, RANK))
-    for _ in range(8):
+    for _ in range(20):
         curvature.refresh(1e-3)
         dense = curvature.to_dense() - 1e-3 * torch.eye(OUT * IN, dtype=torch.float64)
         distances.append(float((dense - expected).norm() / expected.norm()))
-    assert distances[0] < 0.1
+    assert distances[0] > 1e-3
     assert distances[-1] < 1e-6
     assert all(later <= earlier * 1.01 + 1e-12 for earlier, later in pairwise(distances))
 
