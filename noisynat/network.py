@@ -54,7 +54,7 @@ class VariationalNetwork(nn.Module):
             20 data sets. The first starts from ``net``'s weights, the others from fresh ones.
         rank: how many leading eigenvalues of its Kronecker factors a ``"kronecker"`` or ``"matrix_normal"`` posterior
             keeps; the others share their mean. None keeps all; ``"auto"`` all of a layer whose factors have at most 256
-            rows, and otherwise 64, which makes steps of wide layers several times cheaper.
+            rows, and otherwise 32, which makes steps of wide layers several times cheaper.
         max_factor_dim: rows of a Kronecker factor beyond which only its diagonal is kept, with a warning.
         layers: names or patterns of the layers that get a posterior, as ``"head"`` or ``["blocks.*", "head"]``, where
             ``*`` stands for any characters; all that can by default. The others stay as they are: point estimates,

@@ -25,7 +25,7 @@ STRUCTURES: tuple[str, ...] = get_args(Structure)
 
 Rank = int | Literal["auto"] | None
 _WHOLE = 256  # rows of a Kronecker factor up to which all its eigenvalues are kept by default
-_LEADING = 64  # eigenvalues that are kept of larger ones
+_LEADING = 32  # eigenvalues that are kept of larger ones
 _FORMS: dict[str, DampingForm] = {"matrix_normal": "factored", "kronecker": "exact", "eigen_corrected": "exact"}
 
 _CURVATURES: dict[str, Callable[..., Curvature]] = {
@@ -49,7 +49,7 @@ class FactorSizes:
 
     Args:
         rank: leading eigenvalues of each, the others being represented by their mean; None keeps all, ``"auto"`` all
-            of a layer whose factors have at most 256 rows, and otherwise 64.
+            of a layer whose factors have at most 256 rows, and otherwise 32.
         max_dim: rows of a factor beyond which it is only its diagonal.
     """
 
