@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from noisynat import border, memory
+from noisynat import border, memory, one_pass
 from noisynat.curvature import fisher
 from noisynat.elbo import ELBO, expectation_of_pairs
 from noisynat.functions import SampledFunctions
@@ -299,9 +299,14 @@ class VariationalNetwork(nn.Module):
             records = stack.enter_context(recording(self.layers)) if feed else []
             f = self(x)
         y = self._targets(f, y)
-        loss = -self.likelihood.log_prob(f, y).mean(-1)
+        statistics: list[tuple[Tensor, Tensor]] = []
+        if feed and self._one_pass_does(f, x):
+            loss, statistics = self._loss_and_statistics(f, y, records)
+        else:
+            loss = -self.likelihood.log_prob(f, y).mean(-1)
+            if feed and loss.requires_grad:
+                statistics = self._statistics(f, y, records)
         if torch.is_grad_enabled() and loss.requires_grad:
-            statistics = self._statistics(f, y, records) if feed else []
             loss.register_hook(partial(self._take_in, f.detach(), y, statistics))
         return loss
 
@@ -310,19 +315,42 @@ class VariationalNetwork(nn.Module):
         expected = self.likelihood.target_shape(f.shape)
         return self.likelihood.check_targets(f, border.targets_with_replicas(y, expected, self.replicas))
 
+    def _fisher_kind(self, f: Tensor) -> fisher.FisherKind:
+        return self.fisher or fisher.default_kind(f.shape[-1], self.likelihood.has_hessian_root, wide=self.is_wide)
+
     def _statistics(self, f: Tensor, y: Tensor, records: list[list[Record]]) -> list[tuple[Tensor, Tensor]]:
         """Per layer, activations and example gradients of this pass, joined over the layer's uses."""
-        kind = self.fisher or fisher.default_kind(f.shape[-1], self.likelihood.has_hessian_root, wide=self.is_wide)
-        columns = fisher.output_gradients(self.likelihood, f, y, kind, self.training_stream)
-        uses = [record for of_layer in records for record in of_layer]
-        gradients = iter(fisher.layer_gradients(f, [record.outputs for record in uses], columns))
-        statistics = []
+        uses = self._uses(records)
+        columns = fisher.output_gradients(self.likelihood, f, y, self._fisher_kind(f), self.training_stream)
+        return _joined(records, fisher.layer_gradients(f, [use.outputs for use in uses], columns))
+
+    def _one_pass_does(self, f: Tensor, x: Tensor) -> bool:
+        """Whether the loss's gradient follows from the statistics': nothing but the layers' means has one."""
+        return (
+            f.shape[-1] == 1
+            and f.requires_grad
+            and self._fisher_kind(f) == "ggn"
+            and not x.requires_grad
+            and not any(p.requires_grad for p in self.likelihood.parameters())
+            and not self.point_estimates()
+        )
+
+    def _loss_and_statistics(
+        self, f: Tensor, y: Tensor, records: list[list[Record]]
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        uses = self._uses(records)
+        weights = [layer.mean for layer, of_layer in zip(self.layers, records, strict=True) for _ in of_layer]
+        loss, gradients = one_pass.loss_and_statistics(
+            self.likelihood, f, y, [use.outputs for use in uses], [use.activations for use in uses], weights
+        )
+        return loss, _joined(records, gradients)
+
+    def _uses(self, records: list[list[Record]]) -> list[Record]:
+        """All uses of the layers in a pass; raises RuntimeError if a layer has none."""
         for layer, of_layer in zip(self.layers, records, strict=True):
             if not of_layer:
                 raise RuntimeError(f"layer {layer.name!r} took no part in the forward pass, so it has no curvature")
-            activations = torch.cat([record.activations for record in of_layer], dim=-2)
-            statistics.append((activations, torch.cat([next(gradients) for _ in of_layer], dim=-2)))
-        return statistics
+        return [use for of_layer in records for use in of_layer]
 
     def _take_in(
         self, f: Tensor, y: Tensor, statistics: list[tuple[Tensor, Tensor]], grad: Tensor | None = None
@@ -548,3 +576,12 @@ class VariationalNetwork(nn.Module):
             posterior._kl_weight = state["kl_weight"]  # the curvature's state has its damping already
         self.training_stream.load_state(state["training_stream"])
         self.evaluation_stream.load_state(state["evaluation_stream"])
+
+
+def _joined(records: list[list[Record]], gradients: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Per layer, activations and gradients of all its uses, as locations of one."""
+    of_uses = iter(gradients)
+    return [
+        (torch.cat([use.activations for use in uses], dim=-2), torch.cat([next(of_uses) for _ in uses], dim=-2))
+        for uses in records
+    ]

@@ -69,4 +69,6 @@ class SumStep:
 
 def inner_product(left: Tensor, right: Tensor) -> Tensor:
     """<left, right> (*batch,) of (*batch, m, n)."""
-    return torch.einsum("...i,...i->...", left.flatten(-2), right.flatten(-2))
+    if left.dim() == 2:
+        return torch.dot(left.reshape(-1), right.reshape(-1))
+    return (left.flatten(-2).unsqueeze(-2) @ right.flatten(-2).unsqueeze(-1)).squeeze(-1).squeeze(-1)

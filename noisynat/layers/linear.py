@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from noisynat.curvature.inverse import KroneckerBasisInverse
 from noisynat.layers.base import Record, VariationalLayer
+from noisynat.layers.fused import NoisyLinear
 from noisynat.posteriors.draws import Draw
 from noisynat.random import RandomStream
 
@@ -77,18 +79,34 @@ class VariationalLinear(VariationalLayer):
             raise ValueError(f"layer {self.name!r} takes {self.in_features} inputs, got {x.shape[-1]} features")
         weight, grouped = self._drawn or Draw(self.mean)
         lead = weight.dim() - 2 - grouped  # sample and replica dimensions
-        a = x.reshape(*x.shape[: lead + 1], -1, self.in_features)
-        if self.has_bias:
-            a = functional.pad(a, (0, 1), value=1.0)
-        if grouped:
-            s = _by_group(a, weight)
+        rows = x.reshape(*x.shape[: lead + 1], -1, self.in_features)
+        noisy = self._drawn is None and self.training and bool(self._posterior)
+        root = self._fused_root(rows) if noisy else None
+        if root is not None:
+            a = self._with_constant(rows.detach())
+            s = self._fused(rows, a, root)
         else:
-            s = (a.flatten(-3, -2) @ weight.mT).unflatten(-2, a.shape[-3:-1])
-        if self._drawn is None and self.training and self._posterior:
-            s = s + self._noise(a)
+            a = self._with_constant(rows)
+            s = _by_group(a, weight) if grouped else (a.flatten(-3, -2) @ weight.mT).unflatten(-2, a.shape[-3:-1])
+            if noisy:
+                s = s + self._noise(a)
         if self._records is not None:
             self._records.append(Record(a.detach(), s))
         return s.reshape(*x.shape[:-1], self.out_features)
+
+    def _with_constant(self, rows: Tensor) -> Tensor:
+        return functional.pad(rows, (0, 1), value=1.0) if self.has_bias else rows
+
+    def _fused_root(self, rows: Tensor) -> KroneckerBasisInverse | None:
+        """The root of the covariance, if all of the layer is one operation; not where there are several locations."""
+        return self.posterior.fused_root(rows.shape[-3], rows.shape[-2], self.reused)
+
+    def _fused(self, rows: Tensor, a: Tensor, root: KroneckerBasisInverse) -> Tensor:
+        assert self._stream is not None
+        a = a.squeeze(-2)
+        normal = self._stream.normal((*a.shape[:-1], self.out_features), a).mul_(self.posterior.noise_scale)
+        s: Tensor = NoisyLinear.apply(rows.squeeze(-2), a, self.mean, root, normal)
+        return s.unsqueeze(-2)
 
     def extra_repr(self) -> str:
         replicas = f", replicas={tuple(self.batch_shape)}" if self.batch_shape else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from noisynat.curvature.inverse import DampedInverse, OutputNoise
+from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, OutputNoise
 from noisynat.posteriors import noise
 from noisynat.posteriors.draws import Draw
 from noisynat.priors import GaussianPrior
@@ -155,20 +155,42 @@ class Posterior(nn.Module, ABC):
 
     def output_noise(self, a: Tensor, reused: bool, stream: RandomStream) -> Tensor:
         """Deviations of a layer's outputs (*replicas, B, T, out) for inputs a (*replicas, B, T, columns)."""
-        root = self._root
-        mode = noise.choose_mode(
-            self.noise_mode,
-            supports_output_noise=root.supports_output_noise,
-            locations=a.shape[-2],
-            reused=reused,
-            separable=self.noise_mode == "auto" and noise.separable_pays(root, a.shape[-3]),
-        )
+        mode = self.noise_mode_in(a.shape[-3], a.shape[-2], reused)
         if mode not in noise.AT_OUTPUTS:
             raise RuntimeError(
                 f"noise={mode!r} of {self.name!r} needs the weights drawn before the pass; call the "
                 "VariationalNetwork, not one of its layers"
             )
-        return self._scale * noise.AT_OUTPUTS[mode](cast(OutputNoise, root), a, stream)
+        return self._scale * noise.AT_OUTPUTS[mode](cast(OutputNoise, self._root), a, stream)
+
+    def fused_root(self, examples: int, locations: int, reused: bool) -> KroneckerBasisInverse | None:
+        """A root of Sigma up to :attr:`noise_scale`, if a layer's noise is local and has constants only."""
+        root = self._root
+        if not isinstance(root, KroneckerBasisInverse) or root.variance.requires_grad:
+            return None
+        return root if self.noise_mode_in(examples, locations, reused) == "local" else None
+
+    @property
+    def noise_scale(self) -> float:
+        """What turns the root's noise into the posterior's."""
+        return self._scale
+
+    def noise_mode_in(self, examples: int, locations: int = 1, reused: bool = False) -> str:
+        """How the noise of a layer's outputs comes about.
+
+        Args:
+            examples: B, of the batch.
+            locations: T, per example.
+            reused: whether the layer serves at several places of the network.
+        """
+        root = self._root
+        return noise.choose_mode(
+            self.noise_mode,
+            supports_output_noise=root.supports_output_noise,
+            locations=locations,
+            reused=reused,
+            separable=self.noise_mode == "auto" and noise.separable_pays(root, examples),
+        )
 
     def kl_divergence(self) -> Tensor:
         """KL(q || p) summed over the layers' weights, (*replicas,), float64, nats.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from noisynat import GaussianLikelihood, NoisyNaturalGradient, VariationalNetwork
 from noisynat.layers.convert import convert
-from noisynat.posteriors import noise
 from noisynat.posteriors.noise import choose_mode
 from noisynat.random import RandomStream
 from tests.curvature.cases import OUT
@@ -226,18 +225,12 @@ def test_auto_picks_the_cheapest_exact_mode(supports: bool, locations: int, reus
     ("eigen_corrected", 64, 512, "local"),
 ])  # fmt: skip
 def test_auto_picks_separable_noise_where_it_costs_less(
-    structure: Any, examples: int, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    structure: Any, examples: int, width: int, expected: str
 ) -> None:
     network = VariationalNetwork(
         nn.Linear(width, width), GaussianLikelihood(0.5), posterior=structure, num_data=100, rank=None
     )
-    called = []
-    for mode, original in list(noise.AT_OUTPUTS.items()):
-        monkeypatch.setitem(
-            noise.AT_OUTPUTS, mode, lambda *args, mode=mode, original=original: called.append(mode) or original(*args)
-        )
-    network(torch.randn(examples, width))
-    assert called == [expected]
+    assert only_posterior(network).noise_mode_in(examples) == expected
 
 
 @pytest.mark.parametrize("mode", ["shared", "per_example", "grouped"])
