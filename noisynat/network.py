@@ -119,6 +119,8 @@ class VariationalNetwork(nn.Module):
         self.net, self.layers = convert(net, self.replicas, initial, same_start=init == "weights", only=only)
         if not self.layers:
             raise ValueError("no layer of this network can have a posterior: it has no trainable nn.Linear of its own")
+        means = {id(layer.mean) for layer in self.layers}
+        self._others = [p for p in self.net.parameters() if id(p) not in means]
         self._check_point_estimates(strict)
         mean = self.layers[0].mean
         self.likelihood = copy.deepcopy(likelihood)
@@ -244,8 +246,7 @@ class VariationalNetwork(nn.Module):
 
     def point_estimates(self) -> list[nn.Parameter]:
         """Trainable parameters of the network without a posterior."""
-        own = {id(layer.mean) for layer in self.layers}
-        return [p for p in self.net.parameters() if p.requires_grad and id(p) not in own]
+        return [p for p in self._others if p.requires_grad]
 
     # --- forward and losses -----------------------------------------------------------------------
 

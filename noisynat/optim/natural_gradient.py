@@ -94,6 +94,7 @@ class NoisyNaturalGradient(Optimizer):
         self.statistics_interval, self.refresh_interval = intervals.chosen(network, stats_every, refresh_every)
         self._by_step = stats_every is None
         self.stats_examples = stats_examples
+        self._seen: list[tuple[dict[str, Any], int]] = []
         super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})
         self._check_groups()
         self._request_statistics()
@@ -198,16 +199,28 @@ class NoisyNaturalGradient(Optimizer):
 
     @property
     def _posteriors(self) -> list[NaturalPosterior]:
-        mine = self._groups
-        return [
-            posterior
-            for posterior in self.network.posteriors
-            if isinstance(posterior, NaturalPosterior) and all(id(layer.mean) in mine for layer in posterior.layers)
-        ]
+        """Those whose means this optimizer moves."""
+        return self._members()[1]
 
     @property
     def _groups(self) -> dict[int, dict[str, Any]]:
-        return {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+        """The group of each parameter, by its id."""
+        return self._members()[0]
+
+    def _members(self) -> tuple[dict[int, dict[str, Any]], list[NaturalPosterior]]:
+        """Both, found anew only when the groups are other ones."""
+        groups = [(group, len(group["params"])) for group in self.param_groups]
+        if len(groups) != len(self._seen) or any(
+            one is not two or n != m for (one, n), (two, m) in zip(groups, self._seen, strict=True)
+        ):
+            mine = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+            posteriors = [
+                posterior
+                for posterior in self.network.posteriors
+                if isinstance(posterior, NaturalPosterior) and all(id(layer.mean) in mine for layer in posterior.layers)
+            ]
+            self._seen, self._found = groups, (mine, posteriors)
+        return self._found
 
     @property
     def _point_estimates(self) -> list[nn.Parameter]:

@@ -59,6 +59,7 @@ class NaturalPosterior(Posterior):
             name=self.name,
             **precision,
         )
+        self._precisions: tuple[Tensor, tuple[Any, ...], Tensor] | None = None  # and what they depend on
         noise.check_mode(self.noise_mode, self.structure, self._root)
         self.curvature.redamp(self._damping())
 
@@ -141,7 +142,12 @@ class NaturalPosterior(Posterior):
 
     def prior_precisions(self) -> Tensor:
         """gamma of each layer (layers, *replicas, 1, 1): what pulls its mean towards the prior's."""
-        return self._gamma()[..., None, None].to(self.layers[0].mean.dtype)
+        eta, known = self.prior_variance, self._precisions
+        depends_on = (eta._version, self._kl_weight, self._num_data, self.layers[0].mean.dtype)
+        if known is None or known[0] is not eta or known[1] != depends_on:
+            known = eta, depends_on, self._gamma()[..., None, None].to(self.layers[0].mean.dtype)
+            self._precisions = known
+        return known[2]
 
     def precondition(self, directions: Sequence[Tensor], extra_damping: float) -> Step:
         """(C + (gamma + extra_damping) I)^-1 times directions of the layers."""
