@@ -16,7 +16,7 @@ from experiments.methods import METHODS
 from experiments.protocol import Splits, load_splits
 from experiments.runs import Configuration, train
 
-METHOD = METHODS["nng-kron"]
+METHOD = replace(METHODS["nng-kron"], options={})  # with the optimizer's own intervals
 
 
 def train_adam(splits: Splits, epochs: int, batch_size: int) -> None:

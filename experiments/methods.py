@@ -74,13 +74,14 @@ class Method:
         return [*start.phases(max(epochs - own, 1)), (self, own)]
 
 
-_KRON = Method("nng-kron", "noisy K-FAC, exact damping", "kronecker", {"refresh_every": 10}, kl_warmup=0.05)
+_EVERY_STEP = {"stats_every": 1, "refresh_every": 10}
+_KRON = Method("nng-kron", "noisy K-FAC, exact damping", "kronecker", _EVERY_STEP, kl_warmup=0.05)
 _METHODS = (
     Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 0.015}, kl_warmup=0.1, curvature_final=1.0),
-    Method("nng-ffg", "noisy Adam", "diagonal", {"lr": 0.05}, kl_warmup=0.1),
-    Method("nng-mvg", "noisy K-FAC, factored damping", "matrix_normal", {"refresh_every": 10}, kl_warmup=0.05),
+    Method("nng-ffg", "noisy Adam", "diagonal", {"lr": 0.05, "stats_every": 1, "refresh_every": 5}, kl_warmup=0.1),
+    Method("nng-mvg", "noisy K-FAC, factored damping", "matrix_normal", _EVERY_STEP, kl_warmup=0.05),
     _KRON,
-    Method("nng-ekfac", "noisy EK-FAC", "eigen_corrected", {"refresh_every": 20}, kl_warmup=0.05),
+    Method("nng-ekfac", "noisy EK-FAC", "eigen_corrected", {"stats_every": 1, "refresh_every": 20}, kl_warmup=0.05),
     # One D x D matrix for the whole network is dear: a Kronecker posterior paves the way, statistics and factorizations
     # are seldom, and none is made a second time for damping.
     Method(
@@ -98,7 +99,7 @@ METHODS = {method.name: method for method in _METHODS}
 # and half the learning rate, enough for the covariance and little for the mean. The bold one learns at twice the rate
 # from a third of the KL: ahead where there is much to learn, behind where there are few examples.
 _MIXED = replace(
-    _KRON, name="mix-kron", title="mixture, noisy K-FAC", options={"refresh_every": 20},
+    _KRON, name="mix-kron", title="mixture, noisy K-FAC", options={"stats_every": 1, "refresh_every": 20},
     members=3, kl_warmup=0.5, kl_start=0.1,
 )  # fmt: skip
 _PATIENT = replace(_MIXED, kl_warmup=1.0)
@@ -122,7 +123,7 @@ _RECIPES = (
         _FULL_HET,
         name="mix-full-bold",
         title="mixture, full covariance, varying noise, bold",
-        start=replace(_PATIENT, options={"lr": 0.04, "refresh_every": 20}, kl_start=0.03),
+        start=replace(_PATIENT, options={"lr": 0.04, "stats_every": 1, "refresh_every": 20}, kl_start=0.03),
     ),
 )
 RECIPES = {method.name: method for method in _RECIPES}
@@ -136,15 +137,15 @@ CANDIDATES = ("mix-full-het", "mix-full-bold")
 # curvature that soon forgets its first value, which would keep the posterior narrow far from the data. The KL rises all
 # the way.
 _FEW: dict[str, Any] = {"kl_warmup": 1.0, "kl_start": 0.1, "curvature_final": 1.0}
-_LARGE_STEPS: dict[str, Any] = {"lr": 0.3, "kl_clip": 1.0, "betas": (0.9, 0.95), "refresh_every": 10}
+_LARGE_STEPS: dict[str, Any] = {"lr": 0.3, "kl_clip": 1.0, "betas": (0.9, 0.95), **_EVERY_STEP}
 _FEW_KRON = replace(_KRON, options=_LARGE_STEPS, **_FEW)
 _FOR_FEW = (
     replace(METHODS["bbb"], configuration={"epochs": 2000}, **_FEW),
-    replace(METHODS["nng-ffg"], options={key: _LARGE_STEPS[key] for key in ("lr", "kl_clip", "betas")}, **_FEW),
+    replace(METHODS["nng-ffg"], options={**_LARGE_STEPS, "refresh_every": 5}, **_FEW),
     _FEW_KRON,
     replace(
         METHODS["nng-full"],
-        options={"lr": 0.1, "kl_clip": 1.0, "betas": (0.9, 0.96), "damping": 0.0, "refresh_every": 10},
+        options={"lr": 0.1, "kl_clip": 1.0, "betas": (0.9, 0.96), "damping": 0.0, **_EVERY_STEP},
         start=_FEW_KRON,
         share=0.2,
     ),

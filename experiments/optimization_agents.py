@@ -88,14 +88,14 @@ class Networks:
         batch = self._inputs(x), y.float()[:, None, :, None].expand(-1, self.members, -1, -1)
         data = [batch] * _STEPS_PER_EPOCH
         epochs, last = self.steps // _STEPS_PER_EPOCH, self.steps // (5 * _STEPS_PER_EPOCH)
-        first = noisynat.NoisyKFAC(network, lr=0.3, kl_clip=1.0, betas=(0.9, 0.95), refresh_every=10)
+        first = noisynat.NoisyKFAC(network, lr=0.3, kl_clip=1.0, betas=(0.9, 0.95), stats_every=1, refresh_every=10)
         schedule = noisynat.cosine_schedule(first, (epochs - last) * _STEPS_PER_EPOCH)
         noisynat.fit(
             network, first, data, epochs - last, scheduler=schedule, kl_warmup=1.0, kl_start=0.1, progress=False
         )
         network = network.with_posterior("dense")
         second = noisynat.NoisyNaturalGradient(
-            network, lr=0.1, kl_clip=1.0, betas=(0.9, 0.96), damping=0.0, refresh_every=10
+            network, lr=0.1, kl_clip=1.0, betas=(0.9, 0.96), damping=0.0, stats_every=1, refresh_every=10
         )
         noisynat.fit(network, second, data, last, progress=False)
         return network

@@ -9,26 +9,13 @@ the last good factor (Higham 2002, section 10.3, for the size of a harmless pert
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from noisynat.precision import full_precision
+
 _JITTER_TRIES = 3
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Run a block with autocast and TF32 off on ``device``, and restore both afterwards."""
-    allow_tf32 = torch.backends.cuda.matmul.allow_tf32
-    try:
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = False
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = allow_tf32
 
 
 def symmetrize(matrix: Tensor) -> Tensor:

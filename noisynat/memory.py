@@ -89,10 +89,10 @@ def memory_forecast(
         >>> net = torch.nn.Sequential(torch.nn.Linear(784, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 10))
         >>> print(noisynat.memory_forecast(net, "kronecker"))
         posterior of  structure  largest matrix  memory
-        ------------  ---------  --------------  --------
-        0             kronecker  1000 x 1000     24.5 MiB
-        2             kronecker  1001 x 1001     11.5 MiB
-        36.0 MiB in all
+        ------------  ---------  --------------  -------
+        0             kronecker  1000 x 1000     6.4 MiB
+        2             kronecker  1001 x 1001     3.9 MiB
+        10.3 MiB in all
         >>> noisynat.memory_forecast(net, "dense").largest.side
         795010
     """

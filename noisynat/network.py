@@ -23,6 +23,7 @@ from noisynat.posteriors.base import Posterior
 from noisynat.posteriors.families import STRUCTURES, FactorSizes, Rank, Structure, is_wide, make_posteriors
 from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
+from noisynat.precision import is_reduced
 from noisynat.predictive import Predictive
 from noisynat.priors import GaussianPrior, Prior, priors_by_layer
 from noisynat.progress import Progress
@@ -298,14 +299,23 @@ class VariationalNetwork(nn.Module):
             if torch.is_grad_enabled() and self.training:
                 stack.enter_context(self.training_stream.antithetic(x.device))
             records = stack.enter_context(recording(self.layers)) if feed else []
-            f = self(x)
+            f = self(x).to(self.layers[0].mean.dtype)
+        if is_reduced(f.device):  # passes may be in reduced precision, what follows may not
+            with torch.autocast(f.device.type, enabled=False):
+                return self._loss_of_outputs(f, y, x.requires_grad, records if feed else None)
+        return self._loss_of_outputs(f, y, x.requires_grad, records if feed else None)
+
+    def _loss_of_outputs(
+        self, f: Tensor, y: Tensor, inputs_have_gradients: bool, records: list[list[Record]] | None
+    ) -> Tensor:
+        """The loss (*replicas,), with what it needs to feed the curvature if layers were recorded."""
         y = self._targets(f, y)
         statistics: list[tuple[Tensor, Tensor]] = []
-        if feed and self._one_pass_does(f, x):
+        if records is not None and not inputs_have_gradients and self._one_pass_does(f):
             loss, statistics = self._loss_and_statistics(f, y, records)
         else:
             loss = -self.likelihood.log_prob(f, y).mean(-1)
-            if feed and loss.requires_grad:
+            if records is not None and loss.requires_grad:
                 statistics = self._statistics(f, y, records)
         if torch.is_grad_enabled() and loss.requires_grad:
             loss.register_hook(partial(self._take_in, f.detach(), y, statistics))
@@ -325,13 +335,12 @@ class VariationalNetwork(nn.Module):
         columns = fisher.output_gradients(self.likelihood, f, y, self._fisher_kind(f), self.training_stream)
         return _joined(records, fisher.layer_gradients(f, [use.outputs for use in uses], columns))
 
-    def _one_pass_does(self, f: Tensor, x: Tensor) -> bool:
+    def _one_pass_does(self, f: Tensor) -> bool:
         """Whether the loss's gradient follows from the statistics': nothing but the layers' means has one."""
         return (
             f.shape[-1] == 1
             and f.requires_grad
             and self._fisher_kind(f) == "ggn"
-            and not x.requires_grad
             and not any(p.requires_grad for p in self.likelihood.parameters())
             and not self.point_estimates()
         )
@@ -366,7 +375,11 @@ class VariationalNetwork(nn.Module):
             for posterior in self.posteriors:
                 assert isinstance(posterior, NaturalPosterior)
                 chosen = [statistics[position[id(layer)]] for layer in posterior.layers]
-                posterior.accumulate([a[..., first, :, :] for a, _ in chosen], [g[..., first, :, :] for _, g in chosen])
+                dtype = posterior.layers[0].mean.dtype
+                posterior.accumulate(
+                    [a[..., first, :, :].to(dtype) for a, _ in chosen],
+                    [g[..., first, :, :].to(dtype) for _, g in chosen],
+                )
 
     # --- evaluation -------------------------------------------------------------------------------
 

@@ -50,7 +50,9 @@ def loss_and_statistics(
     activations: Sequence[Tensor],
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The mean negative log-likelihood (*replicas,) with its gradient, and gradients (1, *replicas, B, T, out) of each use.
+    """The mean negative log-likelihood (*replicas,) with its gradient, and the gradients for the statistics.
+
+    The latter are (1, *replicas, B, T, out) for every use of a layer.
 
     Args:
         likelihood: with a root of its Hessian, and without parameters of its own to be trained.
@@ -64,9 +66,9 @@ def loss_and_statistics(
     with torch.enable_grad():
         loss = -likelihood.log_prob(given, y).mean(-1)
     (slope,) = torch.autograd.grad(loss.sum(), given)
-    derivatives = torch.autograd.grad(f, outputs, torch.ones_like(f))
+    derivatives = [d.to(f.dtype) for d in torch.autograd.grad(f, outputs, torch.ones_like(f))]
     slope, root = slope.unsqueeze(-1), likelihood.hessian_root(f.detach()).unsqueeze(-1)
     rows = [(slope * d).flatten(-3, -2) for d in derivatives]
-    inputs = [a.flatten(-3, -2) for a in activations]
+    inputs = [a.to(f.dtype).flatten(-3, -2) for a in activations]
     attached: Tensor = AttachedGradients.apply(loss.detach(), len(rows), *rows, *inputs, *weights)
     return attached, [root * d for d in derivatives]

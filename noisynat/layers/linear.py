@@ -12,6 +12,7 @@ from noisynat.curvature.inverse import KroneckerBasisInverse
 from noisynat.layers.base import Record, VariationalLayer
 from noisynat.layers.fused import NoisyLinear
 from noisynat.posteriors.draws import Draw
+from noisynat.precision import is_reduced
 from noisynat.random import RandomStream
 
 
@@ -98,7 +99,9 @@ class VariationalLinear(VariationalLayer):
         return functional.pad(rows, (0, 1), value=1.0) if self.has_bias else rows
 
     def _fused_root(self, rows: Tensor) -> KroneckerBasisInverse | None:
-        """The root of the covariance, if all of the layer is one operation; not where there are several locations."""
+        """The root of the covariance, if all of the layer is one operation; not with locations or reduced precision."""
+        if is_reduced(rows.device):
+            return None
         return self.posterior.fused_root(rows.shape[-3], rows.shape[-2], self.reused)
 
     def _fused(self, rows: Tensor, a: Tensor, root: KroneckerBasisInverse) -> Tensor:

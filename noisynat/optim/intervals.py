@@ -1,7 +1,6 @@
 """How often an optimizer takes statistics and factorizes.
 
-In a small network every step can afford statistics. In a wide one they cost as much as the step itself; there they
-become rare as the curvature's average settles, and each batch counts for all the steps that it stands for.
+Both become rare as the curvature's average settles, and each batch then counts for all the steps that it stands for.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 
 from noisynat.network import VariationalNetwork
 
-_SMALL = (1, 5)  # steps between statistics and between factorizations
-_WIDE = (10, 20)
+_SMALL = (5, 50)  # steps between statistics and between factorizations
+_WIDE = (10, 20)  # whose truncated factors are refreshed by a few products
 _SETTLING = 5  # the interval grows by one every so many steps
 
 
@@ -44,10 +43,9 @@ class Interval:
 def chosen(
     network: VariationalNetwork, stats_every: int | None, refresh_every: int | None
 ) -> tuple[Interval, Interval]:
-    """Intervals of statistics and of factorizations: those given, or, for None, what suits the network's size."""
-    defaults, wide = (_WIDE if network.is_wide else _SMALL), network.is_wide
+    """Intervals of statistics and of factorizations: those given, or, for None, growing ones that suit the network."""
     statistics, refresh = (
-        Interval(default, grows=wide) if given is None else Interval(given)
-        for given, default in zip((stats_every, refresh_every), defaults, strict=True)
+        Interval(default, grows=True) if given is None else Interval(given)
+        for given, default in zip((stats_every, refresh_every), _WIDE if network.is_wide else _SMALL, strict=True)
     )
     return statistics, refresh

@@ -45,19 +45,17 @@ def test_a_growing_interval_is_every_step_at_first_and_grows_by_one_every_five_s
     assert due == [*range(10), 10, 12, 14, 15, 18, 20, 24, 28, 32, 36]
 
 
-def test_small_networks_take_statistics_at_every_step() -> None:
-    optimizer = make(256 - 1)
-    assert (optimizer.stats_every, optimizer.refresh_every) == (1, 5)
-    assert train(optimizer, 12) == ([*range(12)], [4, 9])
-
-
-def test_wide_networks_take_them_rarely_once_they_have_settled() -> None:
-    optimizer = make(256)  # and the bias
-    assert (optimizer.stats_every, optimizer.refresh_every) == (10, 20)
-    took, refreshed = train(optimizer, 160)
+@pytest.mark.parametrize(("width", "stats_every", "refresh_every"), [(255, 5, 50), (256, 10, 20)])  # and the bias
+def test_both_are_rare_once_they_have_settled(width: int, stats_every: int, refresh_every: int) -> None:
+    optimizer = make(width)
+    assert (optimizer.stats_every, optimizer.refresh_every) == (stats_every, refresh_every)
+    took, refreshed = train(optimizer, 310)
     assert took[:10] == [*range(10)]
-    assert [step for step in took if step >= 50] == [*range(50, 160, 10)]
-    assert [step + 1 for step in refreshed if step + 1 >= 100] == [100, 120, 140, 160]
+    assert [step for step in took if step >= 50] == [*range(50, 310, stats_every)]
+    assert refreshed[:9] == [*range(9)]
+    assert [step + 1 for step in refreshed if step + 1 >= 250] == [
+        *range(260 // refresh_every * refresh_every, 311, refresh_every)
+    ]
 
 
 def test_given_intervals_are_kept() -> None:
