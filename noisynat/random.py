@@ -8,12 +8,24 @@ once, to derive a seed, and never advanced.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_REMEMBERED = 2**20  # numbers of one call, at most, that a block remembers for its mirror image
+
+
+@dataclass
+class _Drawn:
+    """What one call gave, and where the generator stood before it."""
+
+    position: Tensor
+    call: tuple[Any, ...]
+    numbers: Tensor | None
 
 
 class RandomStream:
@@ -29,6 +41,8 @@ class RandomStream:
         self._generator = generator
         self._sign = 1.0
         self._pair: tuple[Tensor, Tensor] | None = None  # positions before and after the pass to be mirrored
+        self._memory: list[_Drawn] = []  # of that pass, so that its numbers need not be made twice
+        self._remembers = self._recalls = False
 
     @classmethod
     def wrap(cls, generator: torch.Generator) -> RandomStream:
@@ -43,20 +57,35 @@ class RandomStream:
 
     def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Independent N(0, 1) numbers of ``shape``, of ``like``'s dtype and device."""
-        generator = self.generator(like.device)
-        numbers = torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+        numbers = self._draw(torch.randn, tuple(shape), like.dtype, like.device)
         return numbers if self._sign > 0 else -numbers
 
     def signs(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Independent random signs, +1 or -1, of ``shape``, of ``like``'s dtype and device."""
-        generator = self.generator(like.device)
-        bits = torch.randint(0, 2, tuple(shape), generator=generator, device=like.device)
-        return (2 * bits - 1).to(like.dtype)
+        return self._draw(_signs, tuple(shape), like.dtype, like.device)
 
     def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Independent numbers from [0, 1) of ``shape``, of ``like``'s dtype and device."""
-        generator = self.generator(like.device)
-        return torch.rand(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+        return self._draw(torch.rand, tuple(shape), like.dtype, like.device)
+
+    def _draw(
+        self, make: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        generator, call = self.generator(device), (make, shape, dtype)
+        if self._recalls:
+            drawn = self._memory.pop(0) if self._memory else None
+            if drawn is not None and drawn.call == call and drawn.numbers is not None:
+                return drawn.numbers
+            if drawn is not None:
+                generator.set_state(drawn.position)
+            if drawn is None or drawn.call != call:  # another pass from here on
+                self._recalls = False
+        position = generator.get_state() if self._remembers else None
+        numbers = make(shape, generator=generator, dtype=dtype, device=device)
+        if position is not None:
+            kept = numbers.clone() if numbers.numel() <= _REMEMBERED else None
+            self._memory.append(_Drawn(position, call, kept))
+        return numbers
 
     @contextmanager
     def antithetic(self, device: torch.device) -> Iterator[None]:
@@ -68,16 +97,22 @@ class RandomStream:
         generator = self.generator(device)
         if self._pair is None:
             start = generator.get_state()
-            yield
+            self._memory.clear()
+            self._remembers = device.type == "cpu"  # elsewhere numbers are made faster than they are remembered
+            try:
+                yield
+            finally:
+                self._remembers = False
             self._pair = start, generator.get_state()
             return
         (start, end), self._pair = self._pair, None
         generator.set_state(start)
-        self._sign = -1.0
+        self._sign, self._recalls = -1.0, bool(self._memory)
         try:
             yield
         finally:
-            self._sign = 1.0
+            self._sign, self._recalls = 1.0, False
+            self._memory.clear()
             generator.set_state(end)
 
     def state(self) -> dict[str, Any]:
@@ -90,6 +125,7 @@ class RandomStream:
         """Return to a position that :meth:`state` gave."""
         self.seed = int(state["seed"])
         self._generator, self._sign, self._pair = None, 1.0, None
+        self._memory, self._remembers, self._recalls = [], False, False
         if state["position"] is not None and (state["device"] != "cuda" or torch.cuda.is_available()):
             self._generator = torch.Generator(state["device"])
             self._generator.set_state(state["position"].cpu())
@@ -107,6 +143,11 @@ class RandomStream:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.load_state(state)
+
+
+def _signs(shape: tuple[int, ...], *, generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
+    bits = torch.randint(0, 2, shape, generator=generator, device=device, dtype=dtype)
+    return bits.mul_(2).sub_(1)
 
 
 def derived_seed(purpose: str) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from noisynat import random as random_module
 from noisynat.random import RandomStream, derived_seed
 
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -140,3 +141,40 @@ def test_state_is_plain() -> None:
     assert state["seed"] == 5
     assert state["device"] == "cpu"
     assert all(isinstance(position, Tensor) for position in [state["position"], *state["pair"]])
+
+
+def sequence(stream: RandomStream, sizes: list[int]) -> list[Tensor]:
+    found = []
+    for size in sizes:
+        found += [stream.normal((size,), LIKE), stream.signs((size,), LIKE), stream.uniform((size,), LIKE.float())]
+    return found
+
+
+@pytest.mark.parametrize("second", [[4, 3, 5], [4, 2, 5], [4, 3], [4, 3, 5, 6], [7]])
+@pytest.mark.parametrize("remembered", [0, 4, 2**20])
+def test_a_mirror_image_is_the_same_whether_remembered_or_made_again(
+    second: list[int], remembered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy forgets; the original remembers all numbers, those of short calls, or none."""
+    monkeypatch.setattr(random_module, "_REMEMBERED", remembered)
+    stream = RandomStream(0)
+    with stream.antithetic(CPU):
+        sequence(stream, [4, 3, 5])
+    again = copy.deepcopy(stream)
+    for one in (stream, again):
+        with one.antithetic(CPU):
+            found = sequence(one, second)
+        if one is stream:
+            expected = found
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(numbers(stream), numbers(again))
+
+
+def test_what_a_caller_does_to_numbers_does_not_reach_their_mirror_image() -> None:
+    stream = RandomStream(0)
+    with stream.antithetic(CPU):
+        first = numbers(stream)
+        before = first.clone()
+        first.mul_(100)
+    with stream.antithetic(CPU):
+        assert torch.equal(numbers(stream), -before)

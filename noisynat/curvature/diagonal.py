@@ -26,7 +26,7 @@ class Diagonal(Curvature):
             self.averages["c"].accumulate(g.square().sum(0).squeeze(-2), rows, count)
 
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
-        variance, failed = positive_or_one((prepared["c"] + damping).reciprocal())
+        variance, failed = positive_or_one((prepared["c"] + damping).reciprocal_())
         return KroneckerBasisInverse(variance), failed
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:

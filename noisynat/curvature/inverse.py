@@ -276,7 +276,8 @@ def positive_or_one(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
 
     Zero is what remains of an infinite eigenvalue.
     """
-    failed = ~(torch.isfinite(eigenvalues) & (eigenvalues > 0)).flatten(-2).all(-1)
+    low, high = torch.aminmax(eigenvalues.flatten(-2), dim=-1)
+    failed = ~((low > 0) & (high < torch.inf))  # NaN is neither
     if bool(failed.any()):
         eigenvalues = torch.where(failed[..., None, None], 1, eigenvalues)
     return eigenvalues, failed

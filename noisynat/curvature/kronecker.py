@@ -132,5 +132,5 @@ def invert_in_eigenbasis(
     make_parts: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[DampedInverse, Tensor]:
     """(Q diag(eigenvalues) Q^T + damping I)^-1 with Q = Q_S (x) Q_A, for eigenvalues (*batch, out, in)."""
-    variance, failed = positive_or_one((eigenvalues + damping).reciprocal())
+    variance, failed = positive_or_one((eigenvalues + damping).reciprocal_())
     return KroneckerBasisInverse(variance, basis["S.vectors"], basis["A.vectors"], make_parts=make_parts), failed
