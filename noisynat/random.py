@@ -43,6 +43,7 @@ class RandomStream:
         self._pair: tuple[Tensor, Tensor] | None = None  # positions before and after the pass to be mirrored
         self._memory: list[_Drawn] = []  # of that pass, so that its numbers need not be made twice
         self._remembers = self._recalls = False
+        self._end = torch.empty(0)  # where the generator stood after that pass
 
     @classmethod
     def wrap(cls, generator: torch.Generator) -> RandomStream:
@@ -76,8 +77,7 @@ class RandomStream:
             drawn = self._memory.pop(0) if self._memory else None
             if drawn is not None and drawn.call == call and drawn.numbers is not None:
                 return drawn.numbers
-            if drawn is not None:
-                generator.set_state(drawn.position)
+            generator.set_state(self._end if drawn is None else drawn.position)
             if drawn is None or drawn.call != call:  # another pass from here on
                 self._recalls = False
         position = generator.get_state() if self._remembers else None
@@ -107,7 +107,7 @@ class RandomStream:
             return
         (start, end), self._pair = self._pair, None
         generator.set_state(start)
-        self._sign, self._recalls = -1.0, bool(self._memory)
+        self._sign, self._recalls, self._end = -1.0, bool(self._memory), end
         try:
             yield
         finally:
