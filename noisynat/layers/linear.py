@@ -107,8 +107,8 @@ class VariationalLinear(VariationalLayer):
     def _fused(self, rows: Tensor, a: Tensor, root: KroneckerBasisInverse) -> Tensor:
         assert self._stream is not None
         a = a.squeeze(-2)
-        normal = self._stream.normal((*a.shape[:-1], self.out_features), a).mul_(self.posterior.noise_scale)
-        s: Tensor = NoisyLinear.apply(rows.squeeze(-2), a, self.mean, root, normal)
+        normal = self._stream.normal((*a.shape[:-1], self.out_features), a)
+        s: Tensor = NoisyLinear.apply(rows.squeeze(-2), a, self.mean, root, self.posterior.noise_scale, normal)
         return s.unsqueeze(-2)
 
     def extra_repr(self) -> str:

@@ -64,11 +64,11 @@ def test_gradients_by_finite_differences() -> None:
     layer = bnn.layers[0]
     root = layer.posterior.fused_root(6, 1, False)
     assert root is not None
-    x, normal = torch.randn(2, 6, 4).double().requires_grad_(), 0.1 * torch.randn(2, 6, 5).double()
+    x, normal = torch.randn(2, 6, 4).double().requires_grad_(), torch.randn(2, 6, 5).double()
 
     def outputs(x: Tensor, mean: Tensor) -> Tensor:
         a = torch.cat([x.detach(), torch.ones(2, 6, 1).double()], dim=-1)
-        result: Tensor = NoisyLinear.apply(x, a, mean, root, normal)
+        result: Tensor = NoisyLinear.apply(x, a, mean, root, 0.1, normal)
         return result
 
     torch.autograd.gradcheck(outputs, (x, layer.mean.detach().clone().requires_grad_()))
