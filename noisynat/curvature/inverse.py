@@ -276,8 +276,7 @@ def positive_or_one(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
 
     Zero is what remains of an infinite eigenvalue.
     """
-    low, high = torch.aminmax(eigenvalues.flatten(-2), dim=-1)
-    failed = ~((low > 0) & (high < torch.inf))  # NaN is neither
+    failed = ~((eigenvalues.amin((-2, -1)) > 0) & (eigenvalues.amax((-2, -1)) < torch.inf))  # NaN is neither
     if bool(failed.any()):
         eigenvalues = torch.where(failed[..., None, None], 1, eigenvalues)
     return eigenvalues, failed
