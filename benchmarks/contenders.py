@@ -17,6 +17,7 @@ from benchmarks import peers
 from benchmarks.floor import Plan
 from benchmarks.networks import Network
 from noisynat.curvature import fisher
+from noisynat.posteriors.families import Rank
 
 Step = Callable[[Tensor, Tensor], None]
 
@@ -87,10 +88,17 @@ def _plain(network: Network, device: torch.device, *, name: str) -> Trainer:
 
 
 def _natural(
-    network: Network, device: torch.device, *, structure: str, noise: str, quiet: bool = False, **options: Any
+    network: Network,
+    device: torch.device,
+    *,
+    structure: str,
+    noise: str = "auto",
+    quiet: bool = False,
+    rank: Rank = "auto",
+    **options: Any,
 ) -> Trainer:
     """One of our optimizers; ``quiet`` takes the mean's gradients, which leaves plain K-FAC."""
-    bnn = _variational(network, device, structure, noise)
+    bnn = _variational(network, device, structure, noise, rank)
     if quiet:
         bnn.eval()
     make = noisynat.NoisyAdam if structure == "diagonal" else noisynat.NoisyKFAC
@@ -112,6 +120,7 @@ def _natural(
         stats_every=optimizer.stats_every,
         refresh_every=optimizer.refresh_every,
         replicas=replicas,
+        rank=rank,
     )
     cycle = math.lcm(optimizer.stats_every, optimizer.refresh_every)
     settling = max(optimizer.statistics_interval.settles_at, optimizer.refresh_interval.settles_at)
@@ -132,7 +141,9 @@ def _mean_field(network: Network, device: torch.device, *, noise: str) -> Traine
     return Trainer(step, networks=replicas, plan=Plan("mean_field", noise, replicas=replicas), bnn=bnn)
 
 
-def _variational(network: Network, device: torch.device, structure: str, noise: str) -> noisynat.VariationalNetwork:
+def _variational(
+    network: Network, device: torch.device, structure: str, noise: str, rank: Rank = "auto"
+) -> noisynat.VariationalNetwork:
     return noisynat.VariationalNetwork(
         network.make().to(device),
         network.likelihood(),
@@ -140,11 +151,11 @@ def _variational(network: Network, device: torch.device, structure: str, noise: 
         noise=noise,  # type: ignore[arg-type]
         num_data=network.num_data,
         replicas=network.replicas,
+        rank=rank,
         seed=0,
     )
 
 
-_RARE = {"stats_every": 10, "refresh_every": 100}
 _STRUCTURES = {
     "nng-ffg": ("noisy Adam, diagonal", "diagonal"),
     "nng-mvg": ("noisy K-FAC, matrix normal (factored damping)", "matrix_normal"),
@@ -164,21 +175,17 @@ def _ours() -> list[Contender]:
         found.append(Contender(name, title, "noisynat", partial(_natural, **options)))
 
     for name, (title, structure) in _STRUCTURES.items():
+        add(name, title, structure=structure)
         for noise in NOISES:
             add(f"{name}-{noise}", f"{title}, {noise} noise", structure=structure, noise=noise)
-    for name in ("nng-mvg", "nng-kron", "nng-ekfac"):
-        title, structure = _STRUCTURES[name]
-        add(
-            f"{name}-rare", f"{title}, local noise, sampled targets, statistics every 10 steps, refresh every 100",
-            structure=structure, noise="local", fisher="mc", **_RARE,
-        )  # fmt: skip
+    title, structure = _STRUCTURES["nng-kron"]
+    add("nng-kron-whole", f"{title}, all eigenvalues", structure=structure, rank=None)
+    add(
+        "nng-kron-often", f"{title}, statistics at every step, refresh every 5", structure=structure,
+        stats_every=1, refresh_every=5,
+    )  # fmt: skip
     for name, form, structure in (("kfac", "exact", "kronecker"), ("kfac-factored", "factored", "matrix_normal")):
-        title = f"K-FAC without noise, {form} damping"
-        add(name, title, structure=structure, noise="local", quiet=True)
-        add(
-            f"{name}-rare", f"{title}, sampled targets, statistics every 10 steps, refresh every 100",
-            structure=structure, noise="local", quiet=True, fisher="mc", **_RARE,
-        )  # fmt: skip
+        add(name, f"K-FAC without noise, {form} damping", structure=structure, quiet=True)
     return found
 
 
@@ -202,10 +209,9 @@ CONTENDERS = {
     )
 }
 IN_SWEEPS = (
-    "adam", "sgd", "bbb-local", "nng-ffg-local", "nng-mvg-local", "nng-kron-local", "nng-ekfac-local", "nng-mvg-rare",
-    "nng-kron-rare",
+    "adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "nng-ekfac", "kfac",
 )  # fmt: skip
 QUICK = (
-    "adam", "sgd", "bbb-local", "nng-ffg-local", "nng-mvg-local", "nng-kron-local", "nng-kron-flipout",
-    "nng-kron-shared", "nng-ekfac-local", "kfac",
+    "adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "nng-kron-flipout", "nng-kron-shared", "nng-ekfac",
+    "kfac",
 )  # fmt: skip

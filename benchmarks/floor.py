@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.networks import Shape
+from noisynat.posteriors.families import FactorSizes, Rank
 
 FLOAT_BYTES = 4
 _EIGH = 9.0  # n^3 operations for all eigenvectors of a symmetric matrix (Golub and Van Loan 2013, section 8.3)
 _CHOLESKY_INVERSE = 2 / 3  # n^3 operations for a Cholesky factor and its inverse
+_DIRECTIONS = 32  # that examples share, at least, where noise is separable
 
 _GRADIENT_METHODS = ("sgd", "adam", "mean_field")
 
@@ -57,11 +59,12 @@ class Plan:
 
     Args:
         structure: of the posterior; ``"adam"`` or ``"sgd"`` without one.
-        noise: ``"local"``, ``"flipout"``, ``"shared"``, or ``"none"``.
+        noise: ``"auto"``, ``"local"``, ``"flipout"``, ``"shared"``, or ``"none"``.
         columns: K of the statistics.
         stats_every: steps between statistics.
         refresh_every: steps between factorizations.
         replicas: networks trained at once.
+        rank: of the network.
     """
 
     structure: str
@@ -70,6 +73,12 @@ class Plan:
     stats_every: int = 1
     refresh_every: int = 1
     replicas: int = 1
+    rank: Rank = "auto"
+
+    def ranks(self, o: int, c: int) -> tuple[int, int] | None:
+        """Eigenvalues that are kept of S and A, where not all are."""
+        kept = FactorSizes(self.rank, max_dim=max(o, c)).kept(self.structure, (o, c))
+        return None if kept is None else (kept[0] or o, kept[1] or c)
 
 
 def step_floor(layers: Sequence[Shape], batch: int, plan: Plan, rates: Rates) -> dict[str, float]:
@@ -108,7 +117,7 @@ def _layer_work(o: int, c: int, b: int, plan: Plan, *, first: bool, scalar: bool
     backward = product(o, b, c)
     if not first:
         backward = backward + product(b, o, c)
-        if plan.noise in ("local", "flipout"):
+        if plan.noise in ("auto", "local", "flipout"):
             backward = backward + noise  # the same products, transposed: noise depends on a layer's inputs
     if plan.structure == "mean_field":
         backward = backward + product(o, b, c) + passes(4, o * c)  # log standard deviations; the KL and its gradients
@@ -128,12 +137,29 @@ def _noise(o: int, c: int, b: int, plan: Plan) -> Work:
     if plan.noise == "none":
         return Work()
     bases = {"matrix_normal": 0.5, "kronecker": 1.0, "eigen_corrected": 1.0}.get(plan.structure, 0.0)
+    ranks = plan.ranks(o, c)
+    if ranks is not None:
+        p, q = ranks
+        if plan.noise == "shared":
+            return _thin(o, c, ranks) + passes(3, o * c)
+        ends = product(b, c, q) + product(b, q, p) + product(b, p, o)
+        return ends + (product(b, c, o) + passes(2, o * c) if plan.noise == "flipout" else passes(2, b * o))
     if plan.noise == "shared":
         return bases * (product(o, o, c) + product(o, c, c)) + passes(3, o * c)
     rotated = bases * (product(b, c, c) + product(b, o, o))
     if plan.noise == "flipout":
         return rotated + product(b, c, o) + passes(2, o * c)
-    return rotated + (passes(2, b * o) if plan.structure == "matrix_normal" else product(b, c, o))
+    local = rotated + (passes(2, b * o) if plan.structure == "matrix_normal" else product(b, c, o))
+    if plan.noise != "auto" or plan.structure not in ("matrix_normal", "kronecker"):
+        return local
+    shared = product(b, c, c) + product(b, c, _DIRECTIONS) + product(_DIRECTIONS, o, o) + product(b, _DIRECTIONS, o)
+    return min(local, shared, key=lambda work: work.flops)
+
+
+def _thin(o: int, c: int, ranks: tuple[int, int]) -> Work:
+    """Into the leading directions of both sides and back."""
+    p, q = ranks
+    return 2 * (product(p, o, c) + product(o, c, q))
 
 
 def _statistics(o: int, c: int, b: int, plan: Plan, *, passed: bool) -> Work:
@@ -154,6 +180,12 @@ def _refresh(o: int, c: int, plan: Plan) -> Work:
     """Of a step that factorizes."""
     if plan.structure == "diagonal":
         return passes(2, o * c)
+    ranks = plan.ranks(o, c)
+    if ranks is not None:  # two products and an orthogonalization
+        (p, q), sides = ranks, Work()
+        for size, rank in ((o, p), (c, q)):
+            sides = sides + 2 * product(size, size, rank) + 2 * product(rank, size, rank)
+        return sides
     if plan.structure == "matrix_normal":
         return Work(_CHOLESKY_INVERSE * (o**3 + c**3), FLOAT_BYTES * 2.0 * (o * o + c * c))
     if plan.structure in ("kronecker", "eigen_corrected"):
@@ -168,6 +200,9 @@ def _precondition(o: int, c: int, b: int, plan: Plan) -> Work:
         return passes(3, o * c)
     if plan.structure not in ("matrix_normal", "kronecker", "eigen_corrected"):
         return Work()
+    ranks = plan.ranks(o, c)
+    if ranks is not None:
+        return _thin(o, c, ranks)
     there = product(o, o, c) + product(o, c, c)
     by_columns = product(b, o, o) + product(b, c, c) + product(o, b, c)
     cheaper = min(there, by_columns, key=lambda work: work.flops)

@@ -16,8 +16,8 @@ from benchmarks.networks import Network, digits
 from benchmarks.rounds import Clock, Pace, interleaved, ratios, spread
 
 NAMES = (
-    "adam", "sgd", "bbb-local", "nng-ffg-local", "nng-mvg-local", "nng-kron-local", "nng-ekfac-local", "kfac",
-    "peer-ivon", "peer-asdl", "peer-curvlinops", "peer-singd",
+    "adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "nng-ekfac", "kfac", "peer-ivon", "peer-asdl",
+    "peer-curvlinops", "peer-singd",
 )  # fmt: skip
 
 

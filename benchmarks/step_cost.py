@@ -29,7 +29,7 @@ from benchmarks.rounds import Clock, Pace
 from experiments import cli, records
 
 _MODULE = "benchmarks.step_cost"
-_PROFILED = ("nng-ffg-local", "nng-mvg-local", "nng-kron-local", "nng-ekfac-local", "nng-kron-rare")
+_PROFILED = ("nng-ffg", "nng-mvg", "nng-kron", "nng-ekfac")
 _FULL = Pace(rounds=7, turn_seconds=0.5, patience=900.0)
 _QUICK = Pace(rounds=2, turn_seconds=0.02, patience=8.0)
 

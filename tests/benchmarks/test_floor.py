@@ -111,3 +111,25 @@ def test_the_floor_of_a_step_is_per_stage() -> None:
 def test_layers_are_found_with_their_bias(network: Network) -> None:
     expected = {"table": [(50, 14), (1, 51)], "mlp": [(1000, 785), (1000, 1001), (10, 1001)]}
     assert network.layer_shapes() == expected[network.name]
+
+
+def test_truncated_factors_by_hand() -> None:
+    """r = 2 of each factor: into the leading directions of both sides and back, 8 r o c; two products a refresh."""
+    layers, o, c = [(30, 40)], 30, 40
+    plan = Plan("kronecker", "local", rank=2)
+    work = step_work(layers, BATCH, plan)
+    assert work["precondition"].flops == 8 * 2 * o * c
+    assert work["noise"].flops == 2 * BATCH * (c * 2 + 2 * 2 + 2 * o)
+    assert work["refresh"].flops == sum(2 * 2 * n * n * 2 + 2 * 2 * 2 * n * 2 for n in (o, c))
+    assert step_work(layers, BATCH, Plan("kronecker", "shared", rank=2))["noise"].flops == 8 * 2 * o * c
+    whole = step_work(layers, BATCH, Plan("kronecker", "local", rank=None))
+    assert whole == step_work(layers, BATCH, Plan("kronecker", "local", rank=40))
+    assert step_work([(256, 256)], BATCH, Plan("kronecker"))["refresh"].flops == 9 * 2 * 256**3  # nothing left out
+    assert step_work([(256, 257)], BATCH, Plan("kronecker"))["refresh"].flops < 2 * 256**3
+
+
+def test_separable_noise_counts_where_it_is_chosen() -> None:
+    wide = [(1000, 1000)]
+    chosen, local = (step_work(wide, 128, Plan("kronecker", n, rank=None))["noise"].flops for n in ("auto", "local"))
+    assert chosen == 2 * (128 * 1000 * 1000 + 2 * 128 * 1000 * 32 + 32 * 1000 * 1000)
+    assert chosen < local

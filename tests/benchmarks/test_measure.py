@@ -76,19 +76,20 @@ def test_every_installed_peer_trains(name: str, network: Network) -> None:
 
 
 def test_plans_and_cycles_are_those_of_the_optimizer() -> None:
-    rare = CONTENDERS["nng-kron-rare"].build(SMALL, CPU)
-    assert rare.plan is not None
-    assert (rare.cycle, rare.plan.stats_every, rare.plan.refresh_every, rare.plan.columns) == (100, 10, 100, 1)
-    default = CONTENDERS["nng-kron-local"].build(SMALL, CPU)
+    often = CONTENDERS["nng-kron-often"].build(SMALL, CPU)
+    assert often.plan is not None
+    assert (often.cycle, often.settling, often.plan.stats_every, often.plan.refresh_every) == (5, 0, 1, 5)
+    default = CONTENDERS["nng-kron"].build(SMALL, CPU)
     assert default.plan is not None
     assert default.plan.columns == 1  # 784 inputs: sampled targets
+    assert default.settling == 100  # when the interval of 20 steps is reached
     assert default.cycle % default.optimizer.refresh_every == 0
     assert default.cycle % default.optimizer.stats_every == 0
 
 
 def test_plain_kfac_has_no_noise() -> None:
     """Two passes give one loss: the mean's."""
-    for name, expected in (("kfac", True), ("nng-kron-local", False)):
+    for name, expected in (("kfac", True), ("nng-kron", False)):
         bnn = CONTENDERS[name].build(SMALL, CPU).bnn
         assert isinstance(bnn, noisynat.VariationalNetwork)
         x, y = SMALL.batches(CPU)[0]
@@ -102,13 +103,13 @@ def test_names_that_sections_use_exist() -> None:
 
 def test_rows_and_ratios() -> None:
     said: list[str] = []
-    contenders = [CONTENDERS[name] for name in ("adam", "sgd", "nng-ffg-local")]
+    contenders = [CONTENDERS[name] for name in ("adam", "sgd", "nng-ffg")]
     found = measure(FEW, contenders, FAST, Clock(), RATES, size=3, report=said.append)
     assert not found.skipped
     assert said == ["  13-50-1, batch 32, 3 replicas: 3 contenders"]
     rows = {row["contender"]: row for row in found.rows}
     assert rows["adam"]["to_adam"] == (1.0, 1.0, 1.0)
-    ours = rows["nng-ffg-local"]
+    ours = rows["nng-ffg"]
     assert ours["networks"] == 3
     assert ours["size"] == 3
     by_hand = sorted(mine / adam for mine, adam in zip(ours["rounds"], rows["adam"]["rounds"], strict=True))
@@ -139,7 +140,7 @@ def test_an_error_of_our_own_is_not_left_out() -> None:
 
 def test_denormal_numbers_are_left_as_they_are() -> None:
     before = denormals_are_flushed()
-    measure(SMALL, [CONTENDERS["adam"], CONTENDERS["nng-kron-local"]], FAST, Clock(), RATES, report=lambda _: None)
+    measure(SMALL, [CONTENDERS["adam"], CONTENDERS["nng-kron"]], FAST, Clock(), RATES, report=lambda _: None)
     assert denormals_are_flushed() is before
 
 
@@ -156,7 +157,7 @@ def test_it_is_told_how_denormal_numbers_are_treated() -> None:
 def test_replicas_have_batches_of_their_own_and_others_those_of_one_network() -> None:
     seen: list[torch.Size] = []
     trainer = Trainer(lambda x, y: seen.extend([x.shape, y.shape]))
-    for name in ("nng-kron-local", "adam"):
+    for name in ("nng-kron", "adam"):
         step = stepper(trainer, CONTENDERS[name], FEW, Clock())
         step()
     assert seen == [(3, 32, 13), (3, 32, 1), (32, 13), (32, 1)]
@@ -207,7 +208,7 @@ def test_the_digest_changes_with_any_module(tmp_path: Path) -> None:
 
 def test_the_one_batch_is_learned_by_heart() -> None:
     network = memorized.one_batch((30,))
-    contender = CONTENDERS["nng-ffg-local"]
+    contender = CONTENDERS["nng-ffg"]
     trainer = contender.build(network, CPU)
     assert trainer.bnn is not None
     step = stepper(trainer, contender, network, Clock())

@@ -56,12 +56,12 @@ def invoke(output: Path, *arguments: str) -> Any:
 
 
 def test_the_command_writes_its_files_and_resumes(tmp_path: Path) -> None:
-    arguments = ("table", "replicas", "stages", "prediction", "--contenders", "adam,sgd,nng-ffg-local")
+    arguments = ("table", "replicas", "stages", "prediction", "--contenders", "adam,sgd,nng-ffg")
     result = invoke(tmp_path, *arguments)
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "replicas.json").read_text())
     assert [(r["size"], r["contender"]) for r in written["rows"]] == [
-        (size, name) for size in (1, 5) for name in ("adam", "sgd", "nng-ffg-local")
+        (size, name) for size in (1, 5) for name in ("adam", "sgd", "nng-ffg")
     ]
     assert written["rates"]["flops"] > 0
     assert written["provenance"]["threads"] == 1
@@ -100,7 +100,7 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_command_on_a_gpu(tmp_path: Path) -> None:
-    arguments = ("table", "stages", "prediction", "--contenders", "adam,sgd,nng-kron-local", "--device", "cuda")
+    arguments = ("table", "stages", "prediction", "--contenders", "adam,sgd,nng-kron", "--device", "cuda")
     result = invoke(tmp_path, *arguments)
     assert result.exit_code == 0, result.output
     assert "CUDA" in json.loads((tmp_path / "table.json").read_text())["provenance"]["machine"]
