@@ -130,6 +130,8 @@ class Curvature(ABC):
         Raises:
             CurvatureError: when an element failed three times in a row.
         """
+        for average in self.averages.values():
+            average.flush()
         candidate = self._candidate()
         prepared, failed = self._prepare(candidate)
         damping = self._as_damping(damping)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from noisynat.curvature.statistics import nothing
+
 if TYPE_CHECKING:
     from noisynat.likelihoods.base import Likelihood
     from noisynat.random import RandomStream
@@ -46,12 +48,17 @@ def output_gradients(likelihood: Likelihood, f: Tensor, y: Tensor, kind: FisherK
     """
     f = f.detach()
     if kind == "ggn":
-        return likelihood.hessian_root(f)
+        return _without_denormals(likelihood.hessian_root(f))
     targets = likelihood.sample(f, stream) if kind == "mc" else y
     with torch.enable_grad():
         f = f.requires_grad_()
         log_prob = likelihood.log_prob(f, targets).sum()
-    return torch.autograd.grad(log_prob, f)[0].unsqueeze(0)
+    return _without_denormals(torch.autograd.grad(log_prob, f)[0].unsqueeze(0))
+
+
+def _without_denormals(columns: Tensor) -> Tensor:
+    """Those of examples that are learned by heart underflow, and would slow down all passes back."""
+    return columns.masked_fill(columns.abs() < nothing(columns.dtype), 0)
 
 
 def layer_gradients(f: Tensor, layer_outputs: Sequence[Tensor], columns: Tensor) -> list[Tensor]:

@@ -12,9 +12,10 @@ import math
 import torch
 from torch import Tensor
 
+from noisynat.curvature.statistics import nothing
+
 _STEP = 0.6  # of the trapezoidal rule; its relative error is 2 |Gamma(1 + 2 pi i / step)|, 1.2e-6
 _ERROR = 1e-6  # of each end that is cut off, relative
-_NOTHING = 1e6  # times the smallest normal number: smaller ones would be slow to compute with
 
 
 def one(shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,5 +47,5 @@ def reciprocal(x: Tensor, y: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     nodes = (first + _STEP * steps).exp().unsqueeze(-2)  # (*batch, 1, K)
     u = (-nodes * (gamma / x).unsqueeze(-1)).exp() / x.unsqueeze(-1)
     v = _STEP * nodes * (-nodes * y.unsqueeze(-1)).exp()
-    nothing = _NOTHING * torch.finfo(x.dtype).tiny
-    return torch.where(u < nothing, 0, u), torch.where(v < nothing, 0, v)
+    least_normal = nothing(x.dtype)
+    return torch.where(u < least_normal, 0, u), torch.where(v < least_normal, 0, v)

@@ -11,6 +11,13 @@ from torch import Tensor
 
 _LARGE = 256  # rows and columns from which products are taken in blocks
 
+_NOTHING = 1e8  # times the smallest normal number: an average that decays has hundreds of steps left
+
+
+def nothing(dtype: torch.dtype) -> float:
+    """What is as good as zero: next to the denormal numbers."""
+    return _NOTHING * torch.finfo(dtype).tiny
+
 
 class MovingAverage:
     """An exponential moving average of matrices ``left^T right / count``, kept per batch element.
@@ -83,6 +90,10 @@ class MovingAverage:
             else:
                 flat.mul_(keep).add_(left_rows.mT @ right_rows, alpha=weight)
             keep = 1.0
+
+    def flush(self) -> None:
+        """Forget entries that would soon be denormal numbers, with which many processors compute many times slower."""
+        self.value.masked_fill_(self.value.abs() < nothing(self.value.dtype), 0)
 
     def debiased(self) -> Tensor:
         """The average (*batch, m, n), divided by its weight, as a new tensor."""
