@@ -208,9 +208,7 @@ CONTENDERS = {
         *_peers(),
     )
 }
-IN_SWEEPS = (
-    "adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "nng-ekfac", "kfac",
-)  # fmt: skip
+IN_SWEEPS = ("adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "kfac")
 QUICK = (
     "adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "nng-kron-flipout", "nng-kron-shared", "nng-ekfac",
     "kfac",
