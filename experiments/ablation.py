@@ -47,6 +47,7 @@ _VARIANTS = (
     _variant("fitted-prior", "prior variances by empirical Bayes", configuration={"prior_variance": "empirical_bayes"}),
     _variant("paper-noise", "noise prior Gamma(6, 6)", configuration={"a0": 6.0, "b0": 6.0}),
     _variant("wide-start", "initial precision 1", configuration={"initial_precision": 1.0}),
+    _variant("rare-statistics", "statistics and factorizations at the default's growing intervals", options={}),
     _variant("factored", "factored damping", structure="matrix_normal"),
     _variant("eigen", "eigenvalue-corrected", structure="eigen_corrected"),
     replace(METHODS["nng-full"], name="dense", title="dense from the start", start=None, share=1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -58,6 +59,36 @@ def test_the_forecast_is_what_training_keeps(structure: Any, dtype: torch.dtype,
     for row, posterior in zip(found.rows, bnn.posteriors, strict=True):
         assert row.name == posterior.name
         assert row.bytes == pytest.approx(kept(posterior), rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [{"rank": 5}, {"max_factor_dim": 25}, {"rank": 4, "max_factor_dim": 6}])
+@pytest.mark.parametrize("structure", ["kronecker", "matrix_normal"])
+def test_the_forecast_of_truncated_factors(structure: Any, settings: dict[str, int]) -> None:
+    net = mlp()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "layer '.*' has Kronecker factors")
+        bnn = noisynat.VariationalNetwork(
+            net, noisynat.GaussianLikelihood(), posterior=structure, num_data=10, **settings
+        )
+    optimizer = noisynat.NoisyNaturalGradient(bnn, damping=1e-3, refresh_every=5)
+    for _ in range(7):
+        optimizer.zero_grad()
+        bnn.loss(torch.randn(10, 20), torch.randn(10, 7)).backward()
+        optimizer.step()
+    found = noisynat.memory_forecast(net, structure, **settings)
+    for row, posterior in zip(found.rows, bnn.posteriors, strict=True):
+        assert row.bytes == pytest.approx(kept(posterior), rel=0.1)
+
+
+def test_floats_per_weight_of_a_wide_layer() -> None:
+    """What the documentation says of 784-1000-1000-10: a factor once, thin eigenvectors, two small tables."""
+    with torch.device("meta"):
+        net = nn.Linear(1000, 1000)
+    floats = {
+        name: noisynat.memory_forecast(net, name).total / 4 for name in ("diagonal", "kronecker", "matrix_normal")
+    }
+    factors = 1000**2 + 1001**2 + 32 * (1000 + 1001) + 2 * 33 * 33
+    assert floats == {"diagonal": 5 * 1000 * 1001, "kronecker": factors, "matrix_normal": factors}
 
 
 def test_totals_and_the_largest() -> None:

@@ -149,3 +149,22 @@ def test_a_plain_step_reads_nothing_but_the_checks_of_its_inputs(structure: str,
     with Reads() as reads:
         loss.backward()
     assert reads.count == 0
+
+
+@pytest.mark.parametrize("width", [20, 300])
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "matrix_normal", "eigen_corrected"])
+def test_training_has_deterministic_algorithms_only(structure: str, width: int) -> None:
+    """torch raises where an operation has none; and two runs are bit-equal."""
+    runs = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            bnn, optimizer = make(structure, width=width, outputs=3)
+            for step in range(8):
+                optimizer.zero_grad()
+                bnn.loss(*batch(3, step)).backward()
+                optimizer.step()
+            runs.append([p.detach().clone() for p in bnn.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(runs[1], runs[0], rtol=0, atol=0)
