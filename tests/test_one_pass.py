@@ -80,10 +80,10 @@ def trained(monkeypatch: pytest.MonkeyPatch, *, passes: int, scale: float = 1.0,
 def check(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
     one, two = (trained(monkeypatch, passes=passes, **settings) for passes in (1, 2))
     for key in ("losses", "gradients"):
-        assert_close(one[key], two[key], rtol=1e-9, atol=1e-12)
+        assert_close(one[key], two[key], rtol=1e-7, atol=1e-10)
     for key, value in two["state"].items():
         if isinstance(value, Tensor):
-            assert_close(one["state"][key], value, rtol=1e-8, atol=1e-11)
+            assert_close(one["state"][key], value, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

@@ -185,6 +185,15 @@ class KroneckerBasisInverse:
         """``L s`` for rows s (*batch, rows, out)."""
         return s if self.left is None else s @ self.left.mT
 
+    def covary(self, a: Tensor) -> Tensor:
+        """``R diag(v) R^T a`` for rows a (*batch, rows, in), where there is one output."""
+        return a * self.variance if self.right is None else a @ self._of_one_output
+
+    @cached_property
+    def _of_one_output(self) -> Tensor:
+        assert self.right is not None
+        return (self.right * self.variance) @ self.right.mT
+
     def local_noise(self, a: Tensor, normal: Tensor) -> Tensor:
         variance = self.rotate_inputs(a).square() @ self.variance.mT
         return self.rotate_outputs(positive_root(variance) * normal)

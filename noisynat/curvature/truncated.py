@@ -64,7 +64,7 @@ class TruncatedKronecker(Curvature):
                 self.averages[key].accumulate(rows, rows, count)
 
     def _prepare(self, snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Eigenvalues with the mean of the others at the end, eigenvectors, and the mean of all eigenvalues."""
+        """Eigenvectors, and eigenvalues with the mean of the others at the end."""
         prepared, failures = {}, self._nothing_failed()
         for key, size in zip("SA", self.shape, strict=True):
             rank = self.ranks[key]

@@ -32,8 +32,12 @@ class NoisyLinear(torch.autograd.Function):
             scale: of the root.
             normal: e (*batch, B, out).
         """
-        rows = root.rotate_inputs(a)
-        std = rows.square() @ root.variance.mT
+        if mean.shape[-2] == 1:  # the variance is a quadratic form, whose matrix is known
+            rows = root.covary(a)
+            std = (rows * a).sum(-1, keepdim=True)
+        else:
+            rows = root.rotate_inputs(a)
+            std = rows.square() @ root.variance.mT
         std = std.clamp_(min=torch.finfo(std.dtype).tiny).sqrt_()
         ctx.save_for_backward(a, mean, rows, std, normal)
         ctx.root, ctx.scale, ctx.inputs = root, scale, x.shape[-1]
@@ -49,10 +53,14 @@ class NoisyLinear(torch.autograd.Function):
         of_x = of_mean = None
         if ctx.needs_input_grad[0]:
             root = ctx.root
-            of_std = gradient if root.left is None else gradient @ root.left
-            of_rows = ((of_std * normal).div_(std) @ root.variance).mul_(rows)
-            of_a = gradient @ mean
-            of_a.add_(of_rows if root.right is None else of_rows @ root.right.mT, alpha=ctx.scale)
+            of_std = (gradient if root.left is None else gradient @ root.left) * normal
+            of_std.div_(std)
+            if mean.shape[-2] == 1:  # elementwise: many times faster than products of columns and rows
+                of_a = (gradient * mean).addcmul_(of_std, rows, value=ctx.scale)
+            else:
+                of_rows = (of_std @ root.variance).mul_(rows)
+                of_a = gradient @ mean
+                of_a.add_(of_rows if root.right is None else of_rows @ root.right.mT, alpha=ctx.scale)
             of_x = of_a[..., : ctx.inputs]
         if ctx.needs_input_grad[2]:
             of_mean = gradient.mT @ a

@@ -15,16 +15,16 @@ from noisynat.layers.linear import VariationalLinear
 STRUCTURES = ("diagonal", "kronecker", "matrix_normal", "eigen_corrected")
 
 
-def network(structure: Any, replicas: Any, *, bias: bool = True, inputs: int = 4) -> noisynat.VariationalNetwork:
+def network(structure: Any, replicas: Any, *, bias: bool = True, outputs: int = 3) -> noisynat.VariationalNetwork:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(inputs, 5, bias=bias), nn.Tanh(), nn.Linear(5, 3)).double()
+    net = nn.Sequential(nn.Linear(4, 5, bias=bias), nn.Tanh(), nn.Linear(5, outputs, bias=bias)).double()
     bnn = noisynat.VariationalNetwork(
         net, noisynat.GaussianLikelihood(0.5), posterior=structure, num_data=20, replicas=replicas, seed=2
     )
     optimizer = noisynat.NoisyNaturalGradient(bnn, refresh_every=1)
     for _ in range(3):  # so that no basis is the identity's
         optimizer.zero_grad()
-        bnn.loss(torch.randn(7, inputs).double(), torch.randn(7, 3).double()).backward()
+        bnn.loss(torch.randn(7, 4).double(), torch.randn(7, outputs).double()).backward()
         optimizer.step()
     bnn.statistics_due = False
     return bnn
@@ -39,15 +39,16 @@ def outputs_and_gradients(bnn: noisynat.VariationalNetwork, x: Tensor) -> list[T
     return [f.detach(), x.grad, *(layer.mean.grad for layer in bnn.layers)]  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("replicas", [None, 2, (2, 3)])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_values_and_gradients_are_those_of_single_operations(
-    structure: str, replicas: Any, bias: bool, monkeypatch: pytest.MonkeyPatch
+    structure: str, replicas: Any, bias: bool, outputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, found = torch.randn(6, 4).double(), []
     for fused in (True, False):
-        bnn = network(structure, replicas, bias=bias)
+        bnn = network(structure, replicas, bias=bias, outputs=outputs)
         if not fused:
             monkeypatch.setattr(VariationalLinear, "_fused_root", lambda *_: None)
         found.append(outputs_and_gradients(bnn, x))
