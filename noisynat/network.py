@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from noisynat import border, memory, one_pass
+from noisynat import border, memory, passes
 from noisynat.curvature import fisher
 from noisynat.elbo import ELBO, expectation_of_pairs
 from noisynat.functions import SampledFunctions
@@ -310,13 +310,14 @@ class VariationalNetwork(nn.Module):
     ) -> Tensor:
         """The loss (*replicas,), with what it needs to feed the curvature if layers were recorded."""
         y = self._targets(f, y)
-        statistics: list[tuple[Tensor, Tensor]] = []
-        if records is not None and not inputs_have_gradients and self._one_pass_does(f):
-            loss, statistics = self._loss_and_statistics(f, y, records)
+        if records is None:
+            loss, statistics = -self.likelihood.log_prob(f, y).mean(-1), passes.Statistics()
         else:
-            loss = -self.likelihood.log_prob(f, y).mean(-1)
-            if records is not None and loss.requires_grad:
-                statistics = self._statistics(f, y, records)
+            kind = self.fisher or fisher.default_kind(f.shape[-1], self.likelihood.has_hessian_root, wide=self.is_wide)
+            only_means = not (inputs_have_gradients or self.point_estimates())
+            loss, statistics = passes.loss_and_statistics(
+                self.likelihood, f, y, self.layers, records, kind, self.training_stream, only_means=only_means
+            )
         if torch.is_grad_enabled() and loss.requires_grad:
             loss.register_hook(partial(self._take_in, f.detach(), y, statistics))
         return loss
@@ -326,45 +327,7 @@ class VariationalNetwork(nn.Module):
         expected = self.likelihood.target_shape(f.shape)
         return self.likelihood.check_targets(f, border.targets_with_replicas(y, expected, self.replicas))
 
-    def _fisher_kind(self, f: Tensor) -> fisher.FisherKind:
-        return self.fisher or fisher.default_kind(f.shape[-1], self.likelihood.has_hessian_root, wide=self.is_wide)
-
-    def _statistics(self, f: Tensor, y: Tensor, records: list[list[Record]]) -> list[tuple[Tensor, Tensor]]:
-        """Per layer, activations and example gradients of this pass, joined over the layer's uses."""
-        uses = self._uses(records)
-        columns = fisher.output_gradients(self.likelihood, f, y, self._fisher_kind(f), self.training_stream)
-        return _joined(records, fisher.layer_gradients(f, [use.outputs for use in uses], columns))
-
-    def _one_pass_does(self, f: Tensor) -> bool:
-        """Whether the loss's gradient follows from the statistics': nothing but the layers' means has one."""
-        return (
-            f.shape[-1] == 1
-            and f.requires_grad
-            and self._fisher_kind(f) == "ggn"
-            and not any(p.requires_grad for p in self.likelihood.parameters())
-            and not self.point_estimates()
-        )
-
-    def _loss_and_statistics(
-        self, f: Tensor, y: Tensor, records: list[list[Record]]
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        uses = self._uses(records)
-        weights = [layer.mean for layer, of_layer in zip(self.layers, records, strict=True) for _ in of_layer]
-        loss, gradients = one_pass.loss_and_statistics(
-            self.likelihood, f, y, [use.outputs for use in uses], [use.activations for use in uses], weights
-        )
-        return loss, _joined(records, gradients)
-
-    def _uses(self, records: list[list[Record]]) -> list[Record]:
-        """All uses of the layers in a pass; raises RuntimeError if a layer has none."""
-        for layer, of_layer in zip(self.layers, records, strict=True):
-            if not of_layer:
-                raise RuntimeError(f"layer {layer.name!r} took no part in the forward pass, so it has no curvature")
-        return [use for of_layer in records for use in of_layer]
-
-    def _take_in(
-        self, f: Tensor, y: Tensor, statistics: list[tuple[Tensor, Tensor]], grad: Tensor | None = None
-    ) -> None:
+    def _take_in(self, f: Tensor, y: Tensor, statistics: passes.Statistics, grad: Tensor | None = None) -> None:
         """Runs when a loss is back-propagated: only then does its batch count as training data."""
         self.likelihood.observe(f, y)
         if not self.is_natural:
@@ -590,12 +553,3 @@ class VariationalNetwork(nn.Module):
             posterior._kl_weight = state["kl_weight"]  # the curvature's state has its damping already
         self.training_stream.load_state(state["training_stream"])
         self.evaluation_stream.load_state(state["evaluation_stream"])
-
-
-def _joined(records: list[list[Record]], gradients: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Per layer, activations and gradients of all its uses, as locations of one."""
-    of_uses = iter(gradients)
-    return [
-        (torch.cat([use.activations for use in uses], dim=-2), torch.cat([next(of_uses) for _ in uses], dim=-2))
-        for uses in records
-    ]

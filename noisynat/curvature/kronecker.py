@@ -19,6 +19,7 @@ from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, kro
 from noisynat.curvature.statistics import MovingAverage
 
 DampingForm = Literal["exact", "factored"]
+_MOST_UNEQUAL = 1e9  # of a pair of dampings, their square roots' ratio, so that neither underflows
 
 
 class Kronecker(Curvature):
@@ -108,13 +109,17 @@ def accumulate_factors(averages: dict[str, MovingAverage], a: Tensor, g: Tensor)
 def factored_damping(s: Tensor, a: Tensor, damping: Tensor) -> dict[str, tuple[Tensor, int]]:
     """S + sqrt(gamma)/pi I and A + pi sqrt(gamma) I, each with the dimension of the other factor."""
     outputs, inputs = s.shape[-1], a.shape[-1]
-    tiny = torch.finfo(a.dtype).tiny
-    trace_a = a.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=tiny)[..., None, None]
-    trace_s = s.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=tiny)[..., None, None]
-    root, pi = damping.sqrt(), (trace_a / trace_s).sqrt()
+    mean_a, mean_s = (factor.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] for factor in (a, s))
+    root, pi = damping.sqrt(), balance(mean_a, mean_s)
     eye_s = torch.eye(outputs, dtype=s.dtype, device=s.device)
     eye_a = torch.eye(inputs, dtype=a.dtype, device=a.device)
     return {"S": (s + root / pi * eye_s, inputs), "A": (a + pi * root * eye_a, outputs)}
+
+
+def balance(mean_a: Tensor, mean_s: Tensor) -> Tensor:
+    """pi of the factored damping, from the mean eigenvalues of A and S; bounded where one of them has vanished."""
+    tiny = torch.finfo(mean_a.dtype).tiny
+    return (mean_a.clamp(min=tiny) / mean_s.clamp(min=tiny)).sqrt().clamp(1 / _MOST_UNEQUAL, _MOST_UNEQUAL)
 
 
 def eigenbasis(snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

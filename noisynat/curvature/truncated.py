@@ -18,7 +18,7 @@ from noisynat import linalg
 from noisynat.curvature import sharing
 from noisynat.curvature.base import Curvature
 from noisynat.curvature.inverse import DampedInverse, kronecker_product, positive_or_one, positive_root
-from noisynat.curvature.kronecker import DampingForm, checked_damping_form
+from noisynat.curvature.kronecker import DampingForm, balance, checked_damping_form
 from noisynat.curvature.step import Step, SumStep, WholeStep
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class TruncatedKronecker(Curvature):
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         s, a = prepared["S.values"].unsqueeze(-1), prepared["A.values"].unsqueeze(-2)
         if self.damping_form == "factored":
-            mean_s, mean_a = (self._mean(key, prepared) for key in "SA")
-            root, pi = damping.sqrt(), (mean_a / mean_s).sqrt()
+            root, pi = damping.sqrt(), balance(self._mean("A", prepared), self._mean("S", prepared))
             table = 1 / ((s + root / pi) * (a + pi * root))
         else:
             table = 1 / (s * a + damping)
@@ -110,7 +109,7 @@ class TruncatedKronecker(Curvature):
         total = values.sum(-1)
         if self.ranks[key] is not None:
             total = total + (size - values.shape[-1]) * values[..., -1]  # one of the others is in the sum
-        return (total / size).clamp(min=torch.finfo(values.dtype).tiny)[..., None, None]
+        return (total / size)[..., None, None]
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         prepared = {key: value.to(next(iter(snapshot.values())).dtype) for key, value in self.prepared.items()}
@@ -137,8 +136,8 @@ class TruncatedKronecker(Curvature):
     def to_dense(self) -> Tensor:
         if self.damping_form == "exact":
             return super().to_dense()
-        mean_s, mean_a = (self._mean(key, self.prepared).squeeze(-1) for key in "SA")
-        root, pi = self._damping.sqrt().squeeze(-1), (mean_a / mean_s).sqrt()
+        root = self._damping.sqrt().squeeze(-1)
+        pi = balance(self._mean("A", self.prepared), self._mean("S", self.prepared)).squeeze(-1)
         s, a = self._factor("S", self.prepared, root / pi), self._factor("A", self.prepared, pi * root)
         return kronecker_product(s, a)
 

@@ -35,6 +35,19 @@ def test_averages_of_vanished_statistics_go_to_zero(name: str) -> None:
     assert not {key: denormals(value) for key, value in state.items() if value.is_floating_point() and denormals(value)}
 
 
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("vanished", ["A", "S", "both"])
+def test_a_factor_that_has_vanished_leaves_the_damping(name: str, vanished: str) -> None:
+    """C = 0: the inverse is that of the damping alone, in every structure."""
+    curvature = make(name, dtype=torch.float32)
+    a, g = torch.randn(5, 1, IN), torch.randn(1, 5, 1, OUT)
+    curvature.update(0 * a if vanished in ("A", "both") else a, 0 * g if vanished in ("S", "both") else g, 0.0)
+    curvature.refresh(1e-5)
+    v = torch.randn(OUT, IN)
+    torch.testing.assert_close(curvature.solve(v), 1e5 * v, rtol=1e-3, atol=1.0)
+    assert not curvature.failures.any()
+
+
 @pytest.mark.parametrize("kind", ["ggn", "mc", "empirical"])
 def test_gradients_of_what_is_certain_are_zero(kind: Any) -> None:
     """exp(-90) = 8e-40 is denormal in single precision."""

@@ -1,0 +1,116 @@
+"""The loss of a training pass, and what the pass tells the curvature.
+
+With one output per example, the gradient of the loss and the columns of the Gauss-Newton matrix are multiples, example
+by example, of the derivatives of the outputs: one backward pass gives both. Otherwise there are several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from noisynat.curvature import fisher
+from noisynat.layers.base import Record, VariationalLayer
+from noisynat.likelihoods.base import Likelihood
+from noisynat.random import RandomStream
+
+Statistics = list[tuple[Tensor, Tensor]]
+"""Per layer: activations (*replicas, B, T, columns) and gradients of examples (K, *replicas, B, T, out)."""
+
+
+def loss_and_statistics(
+    likelihood: Likelihood,
+    f: Tensor,
+    y: Tensor,
+    layers: Sequence[VariationalLayer],
+    records: Sequence[Sequence[Record]],
+    kind: fisher.FisherKind,
+    stream: RandomStream,
+    *,
+    only_means: bool,
+) -> tuple[Tensor, Statistics]:
+    """The mean negative log-likelihood (*replicas,) of a batch, to be back-propagated, and its statistics.
+
+    Args:
+        likelihood: of the targets.
+        f: network outputs (*replicas, B, K), with their graph.
+        y: targets.
+        layers: with a posterior.
+        records: of their uses in the pass, per layer.
+        kind: of the statistics.
+        stream: of random numbers.
+        only_means: whether nothing but the layers' means has a gradient.
+
+    Raises:
+        RuntimeError: if a layer has no uses.
+    """
+    for layer, of_layer in zip(layers, records, strict=True):
+        if not of_layer:
+            raise RuntimeError(f"layer {layer.name!r} took no part in the forward pass, so it has no curvature")
+    uses = [use for of_layer in records for use in of_layer]
+    trained = any(p.requires_grad for p in likelihood.parameters())
+    if f.shape[-1] == 1 and kind == "ggn" and f.requires_grad and only_means and not trained:
+        weights = [layer.mean for layer, of_layer in zip(layers, records, strict=True) for _ in of_layer]
+        loss, gradients = _in_one_pass(likelihood, f, y, uses, weights)
+        return loss, _joined(records, gradients)
+    loss = -likelihood.log_prob(f, y).mean(-1)
+    if not loss.requires_grad:
+        return loss, []
+    columns = fisher.output_gradients(likelihood, f, y, kind, stream)
+    return loss, _joined(records, fisher.layer_gradients(f, [use.outputs for use in uses], columns))
+
+
+class AttachedGradients(torch.autograd.Function):
+    """A value with gradients that are known: those of weights (*batch, out, columns) are sums of products g^T a."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: int, *tensors: Tensor) -> Tensor:
+        """``value`` (*batch,).
+
+        Args:
+            ctx: of autograd.
+            value: without a graph.
+            count: L, of the weights.
+            tensors: L gradients g (*batch, rows, out), L activations a (*batch, rows, columns) and L weights.
+        """
+        ctx.save_for_backward(*tensors[: 2 * count])
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        count = len(ctx.saved_tensors) // 2
+        rows, activations = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        factor = gradient[..., None, None]
+        of_weights = [(factor * g).mT @ a for g, a in zip(rows, activations, strict=True)]
+        return None, None, *(None for _ in range(2 * count)), *of_weights
+
+
+def _in_one_pass(
+    likelihood: Likelihood, f: Tensor, y: Tensor, uses: Sequence[Record], weights: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss with its gradient in ``weights``, one per use, and the uses' gradients (1, *replicas, B, T, out)."""
+    given = f.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = -likelihood.log_prob(given, y).mean(-1)
+    (slope,) = torch.autograd.grad(loss.sum(), given)
+    derivatives = torch.autograd.grad(f, [use.outputs for use in uses], torch.ones_like(f))
+    derivatives = tuple(d.to(f.dtype) for d in derivatives)
+    slope, root = slope.unsqueeze(-1), likelihood.hessian_root(f.detach()).unsqueeze(-1)
+    rows = [(slope * d).flatten(-3, -2) for d in derivatives]
+    inputs = [use.activations.to(f.dtype).flatten(-3, -2) for use in uses]
+    attached: Tensor = AttachedGradients.apply(loss.detach(), len(rows), *rows, *inputs, *weights)
+    return attached, [root * d for d in derivatives]
+
+
+def _joined(records: Sequence[Sequence[Record]], gradients: Iterable[Tensor]) -> Statistics:
+    """Activations and gradients of all uses of a layer, as locations of one."""
+    of_uses = iter(gradients)
+    return [
+        (torch.cat([use.activations for use in uses], dim=-2), torch.cat([next(of_uses) for _ in uses], dim=-2))
+        for uses in records
+    ]
