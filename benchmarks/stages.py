@@ -42,7 +42,9 @@ HOOKS: tuple[tuple[str, Any, str], ...] = (
     ("refresh", NaturalPosterior, "refresh"),
     ("precondition", NaturalPosterior, "precondition"),
     ("trust region", natural_gradient, "step_scale"),
+    ("mean step", NaturalPosterior, "move"),
     ("mean step", NoisyNaturalGradient, "zero_grad"),
+    ("mean step", NoisyNaturalGradient, "_move_means"),
     ("mean step", NoisyNaturalGradient, "step"),
 )
 """Stage, and the method or function whose time belongs to it."""
