@@ -40,7 +40,9 @@ def posterior(x, y, seed, steps=300):
         init="weights",
         seed=seed,
     )
-    optimizer = noisynat.NoisyNaturalGradient(bnn, lr=0.05, betas=(0.9, 0.98), kl_clip=0.1, stats_every=1, refresh_every=5)
+    optimizer = noisynat.NoisyNaturalGradient(
+        bnn, lr=0.05, betas=(0.9, 0.98), kl_clip=0.1, stats_every=1, refresh_every=5
+    )
     schedule = noisynat.cosine_schedule(optimizer, steps)
     noisynat.fit(bnn, optimizer, [(x, y)], steps, scheduler=schedule, kl_warmup=0.5, kl_start=0.1, progress=False)
     return bnn
