@@ -238,7 +238,7 @@ class VariationalNetwork(nn.Module):
 
     @property
     def is_wide(self) -> bool:
-        """Whether some layer has more than 256 inputs or outputs: what grows with their cube is then done rarely."""
+        """Whether a layer has more than 256 inputs, the bias's constant counted, or outputs: some work is then rare."""
         return any(is_wide((layer.out_features, layer.columns)) for layer in self.layers)
 
     def coverage(self) -> Coverage:

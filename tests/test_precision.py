@@ -79,6 +79,7 @@ def test_predictions_under_autocast_are_near_those_without() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
             means.append(bnn.predict(x, 20, generator=generator).mean)
     torch.testing.assert_close(means[1].float(), means[0], rtol=0.05, atol=0.05)
+    assert not torch.equal(means[1].float(), means[0])  # autocast was on
 
 
 def test_a_scaled_loss_is_unscaled_before_the_step() -> None:
@@ -128,6 +129,13 @@ class Reads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero)
         return func(*args, **(kwargs or {}))
+
+
+def test_reads_are_counted() -> None:
+    with Reads() as reads:
+        assert torch.ones(3).sum().item() == 3
+        assert bool(torch.ones(()) > 0)
+    assert reads.count == 2
 
 
 @pytest.mark.parametrize("width", [20, 300])
