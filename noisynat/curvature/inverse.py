@@ -1,4 +1,4 @@
-"""Damped inverses (C + gamma I)^-1 in the two forms that all structures come to.
+"""Damped inverses (C + gamma I)^-1: what they answer, and the two forms that most structures come to.
 
 A weight matrix has shape (out, in) here, its last input being the constant one of the bias, and vec() is
 row-major, so that vec(S V A) = (S kron A^T) vec(V).
