@@ -1,4 +1,4 @@
-"""The damped inverse of Kronecker factors of which leading eigenvectors are known: a multiple of the identity, corrected.
+"""The damped inverse of truncated Kronecker factors: a multiple of the identity, with corrections of low rank.
 
 What is orthogonal to the leading directions of a side has one eigenvalue; all answers follow from products with thin
 matrices.
