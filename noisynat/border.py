@@ -5,6 +5,7 @@ Every message says what was given, what was expected and, where it is not obviou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -85,4 +86,4 @@ def targets_with_replicas(y: Tensor, expected: torch.Size, replicas: torch.Size)
 
 def _all_finite(values: Tensor) -> bool:
     # A finite sum has finite terms, and one pass tells; only an overflowing sum needs the longer look.
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())

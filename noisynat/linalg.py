@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from noisynat.precision import full_precision
 
@@ -74,7 +75,8 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         except torch.linalg.LinAlgError:
             values, vectors, failed = _eigh_one_by_one(candidate)
             failed = failed | ~finite
-        return values.clamp(min=0), vectors, failed
+        tiny = torch.finfo(matrix.dtype).tiny  # below it are denormal numbers, with which many processors are slow
+        return functional.hardshrink(values.clamp(min=0), tiny), functional.hardshrink(vectors, tiny), failed
 
 
 def leading_eigenpairs(matrix: Tensor, start: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor, Tensor]:

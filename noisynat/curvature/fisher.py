@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from noisynat.curvature.statistics import nothing
 
@@ -58,7 +59,7 @@ def output_gradients(likelihood: Likelihood, f: Tensor, y: Tensor, kind: FisherK
 
 def _without_denormals(columns: Tensor) -> Tensor:
     """Those of examples that are learned by heart underflow, and would slow down all passes back."""
-    return columns.masked_fill(columns.abs() < nothing(columns.dtype), 0)
+    return functional.hardshrink(columns, nothing(columns.dtype))
 
 
 def layer_gradients(f: Tensor, layer_outputs: Sequence[Tensor], columns: Tensor) -> list[Tensor]:

@@ -137,9 +137,11 @@ class KroneckerBasisInverse:
         return self.variance.sqrt()
 
     def solve(self, matrix: Tensor) -> Tensor:
+        if self.left is None and self.shape[0] == 1:
+            return self.covary(matrix)
         inner = matrix
         if self.left is not None:
-            inner = self.left.mT @ inner
+            inner = (inner.mT @ self.left).mT  # libraries are faster where the wide matrix is the second one
         if self.right is not None:
             inner = inner @ self.right
         return self.from_basis(self.variance * inner)
@@ -174,7 +176,7 @@ class KroneckerBasisInverse:
     def from_basis(self, matrix: Tensor) -> Tensor:
         """``L matrix R^T``."""
         if self.left is not None:
-            matrix = self.left @ matrix
+            matrix = (matrix.mT @ self.left.mT).mT
         return matrix if self.right is None else matrix @ self.right.mT
 
     def rotate_inputs(self, a: Tensor) -> Tensor:

@@ -62,9 +62,12 @@ class Kronecker(Curvature):
             factors[key] = linalg.inverse_of_triangular(cholesky).mT
             failures = failures | failed
             log_basis = log_basis.to(cholesky) - copies * linalg.log_determinant(cholesky) / 2
+        left, right = factors["S"], factors["A"]
+        if left.shape[-1] == 1:
+            left, right = None, left * right
         variance = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
         parts = partial(separable.one, tuple(variance.shape), variance)
-        return KroneckerBasisInverse(variance, factors["S"], factors["A"], log_basis, parts), failures
+        return KroneckerBasisInverse(variance, left, right, log_basis, parts), failures
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         return kronecker_product(snapshot["S"], snapshot["A"])
@@ -138,4 +141,5 @@ def invert_in_eigenbasis(
 ) -> tuple[DampedInverse, Tensor]:
     """(Q diag(eigenvalues) Q^T + damping I)^-1 with Q = Q_S (x) Q_A, for eigenvalues (*batch, out, in)."""
     variance, failed = positive_or_one((eigenvalues + damping).reciprocal_())
-    return KroneckerBasisInverse(variance, basis["S.vectors"], basis["A.vectors"], make_parts=make_parts), failed
+    left = None if eigenvalues.shape[-2] == 1 else basis["S.vectors"]  # of one output it is 1 or -1
+    return KroneckerBasisInverse(variance, left, basis["A.vectors"], make_parts=make_parts), failed

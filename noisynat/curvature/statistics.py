@@ -93,7 +93,7 @@ class MovingAverage:
 
     def flush(self) -> None:
         """Forget entries that would soon be denormal numbers, with which many processors compute many times slower."""
-        self.value.masked_fill_(self.value.abs() < nothing(self.value.dtype), 0)
+        torch.hardshrink(self.value, nothing(self.value.dtype), out=self.value)
 
     def debiased(self) -> Tensor:
         """The average (*batch, m, n), divided by its weight, as a new tensor."""

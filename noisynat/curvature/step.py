@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 
+_SMALL = 2**16
+
+
 class Step(Protocol):
     """d = (C + gamma I)^-1 v for a direction v (*batch, out, in); to be used before v changes, and before the next."""
 
@@ -71,4 +74,6 @@ def inner_product(left: Tensor, right: Tensor) -> Tensor:
     """<left, right> (*batch,) of (*batch, m, n)."""
     if left.dim() == 2:
         return torch.dot(left.reshape(-1), right.reshape(-1))
+    if left.numel() <= _SMALL:  # where batched products of rows and columns cost more than a second matrix
+        return (left * right).sum((-2, -1))
     return (left.flatten(-2).unsqueeze(-2) @ right.flatten(-2).unsqueeze(-1)).squeeze(-1).squeeze(-1)

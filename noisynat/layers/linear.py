@@ -78,19 +78,16 @@ class VariationalLinear(VariationalLayer):
         """
         if x.shape[-1] != self.in_features:
             raise ValueError(f"layer {self.name!r} takes {self.in_features} inputs, got {x.shape[-1]} features")
+        noisy = self._drawn is None and self.training and bool(self._posterior)
+        root = self._fused_root(x) if noisy else None
+        if root is not None:
+            return self._fused(x, root)
         weight, grouped = self._drawn or Draw(self.mean)
         lead = weight.dim() - 2 - grouped  # sample and replica dimensions
-        rows = x.reshape(*x.shape[: lead + 1], -1, self.in_features)
-        noisy = self._drawn is None and self.training and bool(self._posterior)
-        root = self._fused_root(rows) if noisy else None
-        if root is not None:
-            a = self._with_constant(rows.detach())
-            s = self._fused(rows, a, root)
-        else:
-            a = self._with_constant(rows)
-            s = _by_group(a, weight) if grouped else (a.flatten(-3, -2) @ weight.mT).unflatten(-2, a.shape[-3:-1])
-            if noisy:
-                s = s + self._noise(a)
+        a = self._with_constant(x.reshape(*x.shape[: lead + 1], -1, self.in_features))
+        s = _by_group(a, weight) if grouped else (a.flatten(-3, -2) @ weight.mT).unflatten(-2, a.shape[-3:-1])
+        if noisy:
+            s = s + self._noise(a)
         if self._records is not None:
             self._records.append(Record(a.detach(), s))
         return s.reshape(*x.shape[:-1], self.out_features)
@@ -98,18 +95,22 @@ class VariationalLinear(VariationalLayer):
     def _with_constant(self, rows: Tensor) -> Tensor:
         return functional.pad(rows, (0, 1), value=1.0) if self.has_bias else rows
 
-    def _fused_root(self, rows: Tensor) -> KroneckerBasisInverse | None:
+    def _fused_root(self, x: Tensor) -> KroneckerBasisInverse | None:
         """The root of the covariance, if all of the layer is one operation; not with locations or reduced precision."""
-        if is_reduced(rows.device):
+        if x.dim() != self.mean.dim() or is_reduced(x.device):
             return None
-        return self.posterior.fused_root(rows.shape[-3], rows.shape[-2], self.reused)
+        return self.posterior.fused_root(x.shape[-2], self.reused)
 
-    def _fused(self, rows: Tensor, a: Tensor, root: KroneckerBasisInverse) -> Tensor:
+    def _fused(self, x: Tensor, root: KroneckerBasisInverse) -> Tensor:
         assert self._stream is not None
-        a = a.squeeze(-2)
+        a = self._with_constant(x.detach())
         normal = self._stream.normal((*a.shape[:-1], self.out_features), a)
-        s: Tensor = NoisyLinear.apply(rows.squeeze(-2), a, self.mean, root, self.posterior.noise_scale, normal)
-        return s.unsqueeze(-2)
+        s: Tensor = NoisyLinear.apply(x, a, self.mean, root, self.posterior.noise_scale, normal)
+        if self._records is None:
+            return s
+        outputs = s.unsqueeze(-2)
+        self._records.append(Record(a.unsqueeze(-2), outputs))
+        return outputs.squeeze(-2)
 
     def extra_repr(self) -> str:
         replicas = f", replicas={tuple(self.batch_shape)}" if self.batch_shape else ""

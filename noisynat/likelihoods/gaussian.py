@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,11 @@ from torch import Tensor
 from noisynat.likelihoods.base import Likelihood, ObservationModel
 from noisynat.likelihoods.observation import NormalNoise, StudentNoise
 from noisynat.random import RandomStream
+
+
+@lru_cache(maxsize=16)
+def _digamma(a: float) -> float:
+    return float(torch.digamma(torch.tensor(a, dtype=torch.float64)))
 
 
 class GaussianLikelihood(Likelihood):
@@ -63,7 +69,8 @@ class GaussianLikelihood(Likelihood):
             raise ValueError(f"num_outputs must be at least 1, got {num_outputs}")
         self.a0, self.b0, self.num_outputs = float(a0), float(b0), num_outputs
         self.initial_std, self.step_size = initial_std, step_size
-        self._observed: list[tuple[Tensor, int]] = []
+        self._observed: list[tuple[Tensor, int]] = []  # means of (y - f)^2, and of how many examples
+        self._known: tuple[Tensor, tuple[Any, ...], Tensor, Tensor] | None = None  # see _expected
         self.bind(1, torch.Size(), torch.float32)
 
     def bind(self, num_data: int, replicas: torch.Size, dtype: torch.dtype) -> None:
@@ -101,7 +108,7 @@ class GaussianLikelihood(Likelihood):
     def precision(self) -> Tensor:
         """(Expected) noise precision, (*replicas, num_outputs), float64."""
         if self.kind == "gamma":
-            return self.shape / self.posterior_rate
+            return (self.a0 + self._pairs / 2) / self.posterior_rate
         return 1 / self.residual
 
     @property
@@ -128,13 +135,23 @@ class GaussianLikelihood(Likelihood):
         return y
 
     def log_prob(self, f: Tensor, y: Tensor) -> Tensor:
-        if self.kind == "gamma":
-            self._set_outputs(f)
-            log_precision = torch.digamma(self.shape) - self.posterior_rate.log()
-        else:
-            log_precision = self.precision.log()
-        precision, log_precision = self._per_example(self.precision), self._per_example(log_precision)
-        return (0.5 * (log_precision - math.log(2 * math.pi) - precision * (y - f).square())).sum(-1)
+        self._set_outputs(f)
+        precision, constant = self._expected()
+        return (constant - 0.5 * precision * (y - f).square()).sum(-1)
+
+    def _expected(self) -> tuple[Tensor, Tensor]:
+        """E tau and E (log tau - log 2 pi) / 2, (*replicas, 1, num_outputs); kept while the noise is the same."""
+        depends_on = (self.residual._version, self.num_data, self.outputs_per_precision._version, self.dtype)
+        known = self._known
+        if known is None or known[0] is not self.residual or known[1] != depends_on:
+            precision, spread = self.precision, math.log(2 * math.pi)
+            if self.kind == "gamma":
+                a = self.a0 + self._pairs / 2
+                spread += math.log(a) - _digamma(a)  # E log tau = log E tau - (log a - digamma(a))
+            constant = precision.log().sub_(spread).mul_(0.5)
+            known = self.residual, depends_on, self._per_example(precision), self._per_example(constant)
+            self._known = known
+        return known[2:]
 
     def hessian_root(self, f: Tensor) -> Tensor:
         self._set_outputs(f)
@@ -158,10 +175,11 @@ class GaussianLikelihood(Likelihood):
     def observe(self, f: Tensor, y: Tensor) -> None:
         if self.kind != "fixed":
             self._set_outputs(f)
-            squares = (y.detach() - f.detach()).double().square().sum(-2)  # (*replicas, K)
+            squares = (y.detach() - f.detach()).double().square()
             if self.num_outputs == 1:
-                squares = squares.mean(-1, keepdim=True)
-            self._observed.append((squares, f.shape[-2]))
+                self._observed.append((squares.mean((-2, -1)).unsqueeze(-1), f.shape[-2]))
+            else:
+                self._observed.append((squares.mean(-2), f.shape[-2]))
 
     def forget(self) -> None:
         self._observed.clear()
@@ -170,10 +188,10 @@ class GaussianLikelihood(Likelihood):
         if not self._observed:
             return
         examples = sum(count for _, count in self._observed)
-        mean = torch.stack([squares for squares, _ in self._observed]).sum(0) / examples
+        first, *others = (mean * (count / examples) for mean, count in self._observed)
+        moved = self.residual.lerp(sum(others, first), self.step_size)
         self.forget()
-        moved = (1 - self.step_size) * self.residual + self.step_size * mean
-        self.residual = torch.where(torch.isfinite(moved), moved, self.residual)
+        self.residual = torch.where(moved.isfinite(), moved, self.residual)
 
     def kl(self, replicas: torch.Size) -> Tensor:
         if self.kind != "gamma":

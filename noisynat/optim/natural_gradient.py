@@ -94,7 +94,7 @@ class NoisyNaturalGradient(Optimizer):
         self.statistics_interval, self.refresh_interval = intervals.chosen(network, stats_every, refresh_every)
         self._by_step = stats_every is None
         self.stats_examples = stats_examples
-        self._seen: list[tuple[dict[str, Any], int]] = []
+        self._seen: list[tuple[int, int]] = []
         super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})
         self._check_groups()
         self._request_statistics()
@@ -159,7 +159,7 @@ class NoisyNaturalGradient(Optimizer):
             unbiased = 1 / (1 - beta1**steps)
             moves.append((posterior, step, unbiased))
             changes.append((group["lr"] * unbiased, step.inner))
-        scale = torch.ones(1, 1) if self.kl_clip is None else step_scale(changes, self.kl_clip)
+        scale = step_scale(changes, self.kl_clip) if changes and self.kl_clip is not None else torch.ones(1, 1)
         for posterior, step, unbiased in moves:
             rates = [self._groups[id(layer.mean)]["lr"] for layer in posterior.layers]
             posterior.move(step, [-unbiased * rate * scale.to(step.inner) for rate in rates])
@@ -209,10 +209,8 @@ class NoisyNaturalGradient(Optimizer):
 
     def _members(self) -> tuple[dict[int, dict[str, Any]], list[NaturalPosterior]]:
         """Both, found anew only when the groups are other ones."""
-        groups = [(group, len(group["params"])) for group in self.param_groups]
-        if len(groups) != len(self._seen) or any(
-            one is not two or n != m for (one, n), (two, m) in zip(groups, self._seen, strict=True)
-        ):
+        groups = [(id(group), len(group["params"])) for group in self.param_groups]
+        if groups != self._seen:
             mine = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
             posteriors = [
                 posterior

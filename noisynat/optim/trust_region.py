@@ -6,13 +6,13 @@ lr^2 <d, m> / 2, and m is the momentum that was preconditioned (Ba et al. 2017, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def step_scale(changes: Iterable[tuple[float, Tensor]], kl_clip: float) -> Tensor:
+def step_scale(changes: Sequence[tuple[float, Tensor]], kl_clip: float) -> Tensor:
     """min(1, sqrt(kl_clip / sum lr^2 <d, m>)) over all blocks, one number per replica.
 
     Args:
@@ -22,6 +22,9 @@ def step_scale(changes: Iterable[tuple[float, Tensor]], kl_clip: float) -> Tenso
     Returns:
         (*replicas, 1, 1).
     """
-    change = sum((lr**2 * inner for lr, inner in changes), torch.zeros(()))
+    first, *others = changes
+    change = first[1] * first[0] ** 2
+    for lr, inner in others:
+        change.add_(inner, alpha=lr**2)
     tiny = torch.finfo(change.dtype).tiny
-    return (kl_clip / change.clamp(min=tiny)).sqrt().clamp(max=1)[..., None, None]
+    return change.clamp_(min=tiny).div_(kl_clip).rsqrt_().clamp_(max=1)[..., None, None]

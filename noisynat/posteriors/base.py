@@ -163,12 +163,12 @@ class Posterior(nn.Module, ABC):
             )
         return self._scale * noise.AT_OUTPUTS[mode](cast(OutputNoise, self._root), a, stream)
 
-    def fused_root(self, examples: int, locations: int, reused: bool) -> KroneckerBasisInverse | None:
-        """A root of Sigma up to :attr:`noise_scale`, if a layer's noise is local and has constants only."""
+    def fused_root(self, examples: int, reused: bool) -> KroneckerBasisInverse | None:
+        """A root of Sigma up to :attr:`noise_scale`, if a layer without locations has local noise of constants only."""
         root = self._root
         if not isinstance(root, KroneckerBasisInverse) or root.variance.requires_grad:
             return None
-        return root if self.noise_mode_in(examples, locations, reused) == "local" else None
+        return root if self.noise_mode_in(examples, reused=reused) == "local" else None
 
     @property
     def noise_scale(self) -> float:

@@ -63,7 +63,7 @@ def test_it_is_one_operation_of_the_graph() -> None:
 def test_gradients_by_finite_differences() -> None:
     bnn = network("kronecker", 2)
     layer = bnn.layers[0]
-    root = layer.posterior.fused_root(6, 1, False)
+    root = layer.posterior.fused_root(6, False)
     assert root is not None
     x, normal = torch.randn(2, 6, 4).double().requires_grad_(), torch.randn(2, 6, 5).double()
 
@@ -78,11 +78,11 @@ def test_gradients_by_finite_differences() -> None:
 @pytest.mark.parametrize("noise", ["shared", "flipout", "per_example"])
 def test_other_noise_is_not_fused(noise: Any) -> None:
     bnn = noisynat.VariationalNetwork(nn.Linear(4, 5), noisynat.GaussianLikelihood(0.5), num_data=9, noise=noise)
-    assert bnn.posteriors[0].fused_root(6, 1, False) is None
+    assert bnn.posteriors[0].fused_root(6, False) is None
 
 
 def test_standard_deviations_that_are_trained_are_not_fused() -> None:
     bnn = noisynat.VariationalNetwork(nn.Linear(4, 5), noisynat.GaussianLikelihood(0.5), None, "mean_field", num_data=9)
-    assert bnn.posteriors[0].fused_root(6, 1, False) is None
+    assert bnn.posteriors[0].fused_root(6, False) is None
     bnn.negative_elbo(torch.randn(3, 4), torch.randn(3, 5)).backward()
     assert all(parameter.grad is not None for parameter in bnn.parameters())
