@@ -17,7 +17,7 @@ from noisynat.likelihoods import (
 )
 from noisynat.memory import MemoryForecast, memory_forecast
 from noisynat.network import VariationalNetwork
-from noisynat.optim import NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
+from noisynat.optim import CompiledStep, NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
 from noisynat.predictive import Predictive
 from noisynat.priors import GaussianPrior
 from noisynat.training import History, fit
@@ -26,6 +26,7 @@ __all__ = [
     "ELBO",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
+    "CompiledStep",
     "CurvatureError",
     "DistributionLikelihood",
     "GaussianLikelihood",

@@ -14,12 +14,19 @@ class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number; parameters are as they were before that step."""
 
 
-def check_finite(loss: Tensor, where: str) -> None:
-    """Raise NonFiniteLossError if a loss (*replicas,) is not finite, before the step; ``where`` is for the message."""
+def check_finite(loss: Tensor, where: str, *, taken: bool = False) -> None:
+    """Raise NonFiniteLossError if a loss (*replicas,) is not finite.
+
+    Args:
+        loss: of a batch.
+        where: that was, for the message.
+        taken: whether the step has been taken by now.
+    """
     finite = torch.isfinite(loss.detach())
     if not bool(finite.all()):
         replicas = f", replicas {(~finite).nonzero().flatten().tolist()}" if loss.dim() else ""
+        state = "that step has been taken" if taken else "the parameters are as before that step"
         raise NonFiniteLossError(
-            f"the loss is not finite in {where}{replicas}; the parameters are as before that step. Standardize inputs "
-            "and targets, lower lr, or bound the step with kl_clip"
+            f"the loss is not finite in {where}{replicas}; {state}. Standardize inputs and targets, lower lr, or bound "
+            "the step with kl_clip"
         )

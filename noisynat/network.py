@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from noisynat import border, memory, passes
+from noisynat.compiling import is_compiling
 from noisynat.curvature import fisher
 from noisynat.elbo import ELBO, expectation_of_pairs
 from noisynat.functions import SampledFunctions
@@ -31,6 +32,14 @@ from noisynat.random import RandomStream, derived_seed
 from noisynat.sampling import FunctionSampler
 
 PredictiveKind = Literal["sampled", "linearized"]
+
+
+class Outcome(NamedTuple):
+    """What a training pass tells beside its loss."""
+
+    f: Tensor
+    y: Tensor
+    statistics: passes.Statistics
 
 
 class VariationalNetwork(nn.Module):
@@ -292,46 +301,56 @@ class VariationalNetwork(nn.Module):
 
     def loss_per_replica(self, x: Tensor, y: Tensor) -> Tensor:
         """As :meth:`loss`, before the sum over replicas: (*replicas,)."""
-        x = border.checked_inputs(x, self.layers[0].mean)
-        y = border.checked_targets(y)
+        loss, outcome = self.checked_pass(x, y)
+        if torch.is_grad_enabled() and loss.requires_grad:
+            loss.register_hook(partial(self.take_in, outcome))
+        return loss
+
+    def checked_pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Outcome]:
+        """:meth:`training_pass` of any inputs and targets."""
+        return self.training_pass(border.checked_inputs(x, self.layers[0].mean), border.checked_targets(y))
+
+    def training_pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Outcome]:
+        """The loss (*replicas,) of finite inputs and targets, and what else the pass tells."""
         feed = torch.is_grad_enabled() and self.is_natural and self.statistics_due
         with ExitStack() as stack:
             if torch.is_grad_enabled() and self.training:
                 stack.enter_context(self.training_stream.antithetic(x.device))
-            records = stack.enter_context(recording(self.layers)) if feed else []
+            records = stack.enter_context(recording(self.layers)) if feed else None
             f = self(x).to(self.layers[0].mean.dtype)
         if is_reduced(f.device):  # passes may be in reduced precision, what follows may not
             with torch.autocast(f.device.type, enabled=False):
-                return self._loss_of_outputs(f, y, x.requires_grad, records if feed else None)
-        return self._loss_of_outputs(f, y, x.requires_grad, records if feed else None)
+                return self._loss_of_outputs(f, y, x.requires_grad, records)
+        return self._loss_of_outputs(f, y, x.requires_grad, records)
 
     def _loss_of_outputs(
         self, f: Tensor, y: Tensor, inputs_have_gradients: bool, records: list[list[Record]] | None
-    ) -> Tensor:
-        """The loss (*replicas,), with what it needs to feed the curvature if layers were recorded."""
-        y = self._targets(f, y)
+    ) -> tuple[Tensor, Outcome]:
+        y = self.checked_targets(f, y)
         if records is None:
-            loss, statistics = -self.likelihood.log_prob(f, y).mean(-1), passes.Statistics()
-        else:
-            kind = self.fisher or fisher.default_kind(f.shape[-1], self.likelihood.has_hessian_root, wide=self.is_wide)
-            only_means = not (inputs_have_gradients or self.point_estimates())
-            loss, statistics = passes.loss_and_statistics(
-                self.likelihood, f, y, self.layers, records, kind, self.training_stream, only_means=only_means
-            )
-        if torch.is_grad_enabled() and loss.requires_grad:
-            loss.register_hook(partial(self._take_in, f.detach(), y, statistics))
-        return loss
+            loss = -self.likelihood.log_prob(f, y).mean(-1)
+            return loss, Outcome(f.detach(), y, [])
+        kind = self.fisher or fisher.default_kind(f.shape[-1], self.likelihood.has_hessian_root, wide=self.is_wide)
+        only_means = not (inputs_have_gradients or self.point_estimates())
+        loss, statistics = passes.loss_and_statistics(
+            self.likelihood, f, y, self.layers, records, kind, self.training_stream, only_means=only_means
+        )
+        return loss, Outcome(f.detach(), y, statistics)
 
-    def _targets(self, f: Tensor, y: Tensor) -> Tensor:
+    def checked_targets(self, f: Tensor, y: Tensor) -> Tensor:
         """Targets as the likelihood wants them for outputs f, those of one replica given to all."""
-        expected = self.likelihood.target_shape(f.shape)
-        return self.likelihood.check_targets(f, border.targets_with_replicas(y, expected, self.replicas))
+        y = border.targets_with_replicas(y, self.likelihood.target_shape(f.shape), self.replicas)
+        return y if is_compiling() else self.likelihood.check_targets(f, y)
 
-    def _take_in(self, f: Tensor, y: Tensor, statistics: passes.Statistics, grad: Tensor | None = None) -> None:
+    def take_in(self, outcome: Outcome, grad: Tensor | None = None) -> None:
         """Runs when a loss is back-propagated: only then does its batch count as training data."""
-        self.likelihood.observe(f, y)
+        self.likelihood.observe(outcome.f, outcome.y)
         if not self.is_natural:
             self.likelihood.natural_step()
+        self.accumulate(outcome.statistics)
+
+    def accumulate(self, statistics: passes.Statistics) -> None:
+        """Give a batch's statistics, if there are any, to the posteriors."""
         if statistics:
             position = {id(layer): i for i, layer in enumerate(self.layers)}
             first = slice(self.statistics_examples)
@@ -379,7 +398,7 @@ class VariationalNetwork(nn.Module):
             inputs = border.with_replicas(border.checked_inputs(inputs, self.layers[0].mean), self.replicas)
             first = self._sampler.evaluate(inputs.narrow(rows, 0, 1), draws[:1])[0]  # to learn the outputs' shape
             outputs = first.expand(*first.shape[:rows], inputs.shape[rows], *first.shape[rows + 1 :])
-            targets = self._targets(outputs, border.checked_targets(targets))
+            targets = self.checked_targets(outputs, border.checked_targets(targets))
             size = batch_size or self._sampler.rows_per_pass(draws[0])
             for part, target in zip(inputs.split(size, rows), targets.split(size, rows), strict=True):
                 f = self._sampler.evaluate(part, draws)

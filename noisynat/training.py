@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from noisynat.errors import check_finite
 from noisynat.likelihoods import HeteroscedasticGaussianLikelihood
 from noisynat.network import VariationalNetwork
+from noisynat.optim.compiled import CompiledStep
 from noisynat.optim.schedule import warmed_up_kl_weight
 from noisynat.progress import Progress
 
@@ -57,6 +58,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     checkpoint_interval: float = 0.0,
+    compile: bool = False,
 ) -> History:
     """Train ``network`` for ``epochs`` passes over ``data``.
 
@@ -79,6 +81,8 @@ def fit(
         checkpoint_every: steps between checkpoints besides those after epochs.
         checkpoint_interval: seconds that an epoch's checkpoint waits after the one before. 0 writes one after every
             epoch; a dense posterior, whose D x D matrices take long to write, wants more. The last epoch's is written.
+        compile: take steps by a :class:`~noisynat.CompiledStep`, which is faster where networks are small and trainings
+            long. Resuming is then exact up to rounding, and a loss that is not finite is seen after its step.
 
     Returns:
         The history, that of a resumed checkpoint included.
@@ -102,6 +106,8 @@ def fit(
     if not checkpoint_interval >= 0 or (checkpoint is None and checkpoint_interval):
         raise ValueError("checkpoint_interval is a number of seconds, at least 0, and needs checkpoint=")
     run = _Run(network, optimizer, data, scheduler, None if checkpoint is None else Path(checkpoint))
+    if compile:
+        run.step = CompiledStep(optimizer)  # type: ignore[arg-type]
     target, warmup = network.kl_weight, round(kl_warmup * epochs)
     was_training = network.training
     network.train()
@@ -152,6 +158,7 @@ class _Run:
         self.losses = torch.zeros(network.replicas, dtype=torch.float64)
         self.examples = 0
         self.seconds = 0.0
+        self.step: CompiledStep | None = None  # instead of the usual one
         self.saved = -math.inf  # when, by time.monotonic()
         self.kl_weight = network.kl_weight  # in the end, and in the reported ELBO during a warm-up too
 
@@ -174,14 +181,26 @@ class _Run:
 
     def _train_batch(self, x: Tensor, y: Tensor) -> Tensor:
         """One step; returns the mean negative log-likelihood (*replicas,)."""
+        if self.step is None:
+            loss = self._usual_step(x, y)
+        else:
+            loss = self.step(x, y)
+            check_finite(loss, self._place, taken=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return loss
+
+    @property
+    def _place(self) -> str:
+        return f"epoch {self.epoch + 1}, batch {self.batch + 1}"
+
+    def _usual_step(self, x: Tensor, y: Tensor) -> Tensor:
         self.optimizer.zero_grad()
         loss = self.network.loss_per_replica(x, y)
         objective = loss if self.network.is_natural else loss + self.network.scaled_kl().to(loss.dtype)
-        check_finite(objective, f"epoch {self.epoch + 1}, batch {self.batch + 1}")
+        check_finite(objective, self._place)
         objective.sum().backward()
         self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
         return loss.detach()
 
     @torch.no_grad()

@@ -160,13 +160,14 @@ class Curvature(ABC):
 
     def solve(self, matrix: Tensor, extra_damping: float = 0.0) -> Tensor:
         """(C + (gamma + extra_damping) I)^-1 V for V (*batch, out, in). Only steps use the extra damping."""
-        return self._damped(extra_damping).solve(matrix)
+        return self.damped(extra_damping).solve(matrix)
 
     def step(self, v: Tensor, extra_damping: float = 0.0) -> Step:
         """As :meth:`solve` for a matrix v (*batch, out, in), in the form that costs least to add to the weights."""
-        return self._damped(extra_damping).step(v)
+        return self.damped(extra_damping).step(v)
 
-    def _damped(self, extra_damping: float) -> DampedInverse:
+    def damped(self, extra_damping: float) -> DampedInverse:
+        """(C + (gamma + extra_damping) I)^-1."""
         if extra_damping == 0:
             return self.inverse
         if self._step_inverse is None or self._step_damping != extra_damping:

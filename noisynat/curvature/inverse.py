@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noisynat import linalg
+from noisynat.compiling import is_compiling
 from noisynat.curvature.step import Step, WholeStep
 
 if TYPE_CHECKING:
@@ -120,6 +121,11 @@ class KroneckerBasisInverse:
     basis_logdet: Tensor | None = None
     make_parts: Callable[[], tuple[Tensor, Tensor]] | None = None
     supports_output_noise: bool = field(default=True, init=False)
+    _of_one_output: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.shape[0] == 1 and self.right is not None:
+            object.__setattr__(self, "_of_one_output", (self.right * self.variance) @ self.right.mT)
 
     @cached_property
     def parts(self) -> tuple[Tensor, Tensor] | None:
@@ -148,6 +154,8 @@ class KroneckerBasisInverse:
 
     def step(self, v: Tensor) -> Step:
         if self.left is None and self.right is None:
+            if is_compiling():  # which finds memory of its own
+                return WholeStep(v, self.variance * v)
             return WholeStep(v, torch.mul(self.variance, v, out=self._buffer))
         return WholeStep(v, self.solve(v))
 
@@ -189,12 +197,7 @@ class KroneckerBasisInverse:
 
     def covary(self, a: Tensor) -> Tensor:
         """``R diag(v) R^T a`` for rows a (*batch, rows, in), where there is one output."""
-        return a * self.variance if self.right is None else a @ self._of_one_output
-
-    @cached_property
-    def _of_one_output(self) -> Tensor:
-        assert self.right is not None
-        return (self.right * self.variance) @ self.right.mT
+        return a * self.variance if self._of_one_output is None else a @ self._of_one_output
 
     def local_noise(self, a: Tensor, normal: Tensor) -> Tensor:
         variance = self.rotate_inputs(a).square() @ self.variance.mT

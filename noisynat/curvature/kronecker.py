@@ -62,9 +62,10 @@ class Kronecker(Curvature):
             factors[key] = linalg.inverse_of_triangular(cholesky).mT
             failures = failures | failed
             log_basis = log_basis.to(cholesky) - copies * linalg.log_determinant(cholesky) / 2
-        left, right = factors["S"], factors["A"]
-        if left.shape[-1] == 1:
-            left, right = None, left * right
+        left: Tensor | None = factors["S"]
+        right = factors["A"]
+        if self.shape[0] == 1:
+            left, right = None, factors["S"] * right
         variance = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
         parts = partial(separable.one, tuple(variance.shape), variance)
         return KroneckerBasisInverse(variance, left, right, log_basis, parts), failures

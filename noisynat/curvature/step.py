@@ -7,12 +7,10 @@ system than to fill.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
-
 
 _SMALL = 2**16
 
@@ -35,7 +33,7 @@ class WholeStep:
     v: Tensor
     d: Tensor
 
-    @cached_property
+    @property
     def inner(self) -> Tensor:
         return inner_product(self.d, self.v)
 

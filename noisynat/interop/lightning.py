@@ -163,7 +163,7 @@ class LightningNetwork(LightningModule):
     def _evaluate(self, stage: str, batch: Batch) -> None:
         x, y = batch
         network, prediction = self.network, self.predict_step(x)
-        targets = network._targets(prediction.samples[0], y)
+        targets = network.checked_targets(prediction.samples[0], y)
         expected = torch.stack([network.likelihood.log_prob(f, targets) for f in prediction.samples]).mean(0)
         self._log_mean(f"{stage}_loss", -expected, self._examples(x), prog_bar=True)
         self._log_mean(f"{stage}_log_prob", prediction.log_prob(y), self._examples(x))

@@ -19,7 +19,7 @@ class NoisyLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a: Tensor, mean: Tensor, root: KroneckerBasisInverse, scale: float, normal: Tensor
+        ctx: Any, x: Tensor, a: Tensor, mean: Tensor, root: KroneckerBasisInverse, scale: float | Tensor, normal: Tensor
     ) -> Tensor:
         """Outputs (*batch, B, out).
 
@@ -43,8 +43,8 @@ class NoisyLinear(torch.autograd.Function):
         ctx.root, ctx.scale, ctx.inputs = root, scale, x.shape[-1]
         s = a @ mean.mT
         if root.left is None:
-            return s.addcmul_(std, normal, value=scale)
-        return s.add_(root.rotate_outputs(std * normal), alpha=scale)
+            return _add_scaled(s, std * normal, scale)
+        return _add_scaled(s, root.rotate_outputs(std * normal), scale)
 
     @staticmethod
     @once_differentiable
@@ -56,12 +56,21 @@ class NoisyLinear(torch.autograd.Function):
             of_std = (gradient if root.left is None else gradient @ root.left) * normal
             of_std.div_(std)
             if mean.shape[-2] == 1:  # elementwise: many times faster than products of columns and rows
-                of_a = (gradient * mean).addcmul_(of_std, rows, value=ctx.scale)
+                of_a = _add_scaled(gradient * mean, of_std * rows, ctx.scale)
             else:
                 of_rows = (of_std @ root.variance).mul_(rows)
                 of_a = gradient @ mean
-                of_a.add_(of_rows if root.right is None else of_rows @ root.right.mT, alpha=ctx.scale)
+                of_a = _add_scaled(of_a, of_rows if root.right is None else of_rows @ root.right.mT, ctx.scale)
             of_x = of_a[..., : ctx.inputs]
         if ctx.needs_input_grad[2]:
             of_mean = gradient.mT @ a
         return of_x, None, of_mean, None, None, None
+
+
+def _add_scaled(target: Tensor, other: Tensor, scale: float | Tensor) -> Tensor:
+    """``target + scale * other``, in place if scale is a number.
+
+    Where code is compiled not by ``alpha``, which PyTorch 2.13's compiler loses next to a product (of the same kind as
+    pytorch issue 167313).
+    """
+    return target + scale * other if isinstance(scale, Tensor) else target.add_(other, alpha=scale)

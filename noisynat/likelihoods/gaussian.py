@@ -9,13 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from noisynat.compiling import is_compiling
 from noisynat.likelihoods.base import Likelihood, ObservationModel
 from noisynat.likelihoods.observation import NormalNoise, StudentNoise
 from noisynat.random import RandomStream
 
 
+def _digamma(a: float | Tensor) -> float | Tensor:
+    return torch.digamma(a) if isinstance(a, Tensor) else _digamma_of_number(a)
+
+
 @lru_cache(maxsize=16)
-def _digamma(a: float) -> float:
+def _digamma_of_number(a: float) -> float:
     return float(torch.digamma(torch.tensor(a, dtype=torch.float64)))
 
 
@@ -90,14 +95,15 @@ class GaussianLikelihood(Likelihood):
     # --- the noise --------------------------------------------------------------------------------
 
     @property
-    def _pairs(self) -> float:
-        """Residuals per precision over the whole training set."""
-        return self.num_data * float(self.outputs_per_precision)
+    def _pairs(self) -> float | Tensor:
+        """Residuals per precision over the whole training set: a number, or a tensor () where code is compiled."""
+        outputs = self.outputs_per_precision
+        return self.num_data * (outputs.double() if is_compiling() else float(outputs))
 
     @property
     def shape(self) -> Tensor:
         """a of the posterior Gamma(a, b), ()."""
-        return self.residual.new_tensor(self.a0 + self._pairs / 2)
+        return self.residual.new_tensor(self.a0 + float(self._pairs) / 2)
 
     @property
     def posterior_rate(self) -> Tensor:
@@ -141,17 +147,22 @@ class GaussianLikelihood(Likelihood):
 
     def _expected(self) -> tuple[Tensor, Tensor]:
         """E tau and E (log tau - log 2 pi) / 2, (*replicas, 1, num_outputs); kept while the noise is the same."""
+        if is_compiling():
+            return self._expected_now()
         depends_on = (self.residual._version, self.num_data, self.outputs_per_precision._version, self.dtype)
         known = self._known
         if known is None or known[0] is not self.residual or known[1] != depends_on:
-            precision, spread = self.precision, math.log(2 * math.pi)
-            if self.kind == "gamma":
-                a = self.a0 + self._pairs / 2
-                spread += math.log(a) - _digamma(a)  # E log tau = log E tau - (log a - digamma(a))
-            constant = precision.log().sub_(spread).mul_(0.5)
-            known = self.residual, depends_on, self._per_example(precision), self._per_example(constant)
-            self._known = known
+            self._known = known = self.residual, depends_on, *self._expected_now()
         return known[2:]
+
+    def _expected_now(self) -> tuple[Tensor, Tensor]:
+        constant = math.log(2 * math.pi)
+        if self.kind == "gamma":
+            a, rate = self.a0 + self._pairs / 2, self.posterior_rate
+            precision, minus_log = a / rate, rate.log() - _digamma(a)
+        else:
+            precision, minus_log = 1 / self.residual, self.residual.log()
+        return self._per_example(precision), self._per_example(-0.5 * (minus_log + constant))
 
     def hessian_root(self, f: Tensor) -> Tensor:
         self._set_outputs(f)
@@ -208,5 +219,7 @@ class GaussianLikelihood(Likelihood):
         return kl.sum(-1)
 
     def _set_outputs(self, f: Tensor) -> None:
+        if is_compiling():  # what is compiled was done once before
+            return
         if self.num_outputs == 1 and int(self.outputs_per_precision) != f.shape[-1]:
             self.outputs_per_precision.fill_(f.shape[-1])

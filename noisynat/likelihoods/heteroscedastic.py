@@ -106,7 +106,7 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
         root = super().hessian_root(mean) * weight
         zero = torch.zeros_like(root)
         outputs = mean.shape[-1]
-        slope = float(self.strength) * noise_scale_slope(f[..., outputs:], self._limit)
+        slope = self.strength.to(f.dtype) * noise_scale_slope(f[..., outputs:], self._limit)
         eye = torch.eye(outputs, dtype=f.dtype, device=f.device).reshape(outputs, *(1,) * (f.dim() - 1), outputs)
         return torch.cat([torch.cat([root, zero], dim=-1), torch.cat([zero, 2**0.5 * eye * slope], dim=-1)])
 
@@ -126,5 +126,5 @@ class HeteroscedasticGaussianLikelihood(GaussianLikelihood):
     def _split(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means, effective log scales, and one over the scales, each (*replicas, B, K)."""
         mean, s = f.chunk(2, dim=-1)
-        log_scale = float(self.strength) * log_noise_scale(s, self._limit)
+        log_scale = self.strength.to(s.dtype) * log_noise_scale(s, self._limit)
         return mean, log_scale, (-log_scale).exp()

@@ -11,13 +11,14 @@ and C's structure says which method it is. Parameters without a posterior are mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TypeVar, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from noisynat.compiling import is_compiling
 from noisynat.curvature.fisher import FISHER_KINDS, FisherKind
 from noisynat.network import VariationalNetwork
 from noisynat.optim import intervals
@@ -26,6 +27,18 @@ from noisynat.posteriors.natural import NaturalPosterior
 
 _ADAM_EPS = 1e-8
 Loss = TypeVar("Loss")
+
+
+class GroupStep(NamedTuple):
+    """How the parameters of a group move in a step. What changes between steps may be a tensor ()."""
+
+    lr: float | Tensor
+    unbiased: float | Tensor
+    """1 / (1 - beta1^k)."""
+    unbiased_square: float | Tensor
+    """1 / (1 - beta2^k)."""
+    betas: tuple[float, float]
+    damping: float
 
 
 class NoisyNaturalGradient(Optimizer):
@@ -95,6 +108,7 @@ class NoisyNaturalGradient(Optimizer):
         self._by_step = stats_every is None
         self.stats_examples = stats_examples
         self._seen: list[tuple[int, int]] = []
+        self._found: tuple[dict[int, int], list[NaturalPosterior], list[nn.Parameter]] = {}, [], []
         super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})
         self._check_groups()
         self._request_statistics()
@@ -122,47 +136,76 @@ class NoisyNaturalGradient(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_ready()
-        steps = self._count_step()
-        self._update_curvature()
-        self._move_means(steps)
-        self._move_point_estimates(steps)
+        self.move(self.next_step(), self.prior_precisions())
         self.network.likelihood.natural_step()
-        if self.refresh_interval.is_due(steps):
+        self.finish_step()
+        return loss
+
+    def next_step(self) -> list[GroupStep]:
+        """Count a step, and say how it moves each parameter group."""
+        moves = []
+        for group in self.param_groups:
+            group["steps"] += 1
+            one, two = (1 / (1 - beta**self.steps) for beta in group["betas"])
+            moves.append(GroupStep(group["lr"], one, two, group["betas"], group["damping"]))
+        return moves
+
+    def prior_precisions(self) -> list[Tensor]:
+        """gamma of every posterior's layers (layers, *replicas, 1, 1)."""
+        return [posterior.prior_precisions() for posterior in self._posteriors]
+
+    def prepare(self, examples: int) -> None:
+        """Make ready what a compiled step of a batch of so many examples uses."""
+        for posterior in self._posteriors:
+            posterior.prepare_step(self._group_of(posterior)["damping"], examples)
+
+    def move(self, groups: Sequence[GroupStep], precisions: Sequence[Tensor]) -> None:
+        """Move means and point estimates along their gradients; everything in here can be compiled."""
+        self._move_means(groups, precisions)
+        self._move_point_estimates(groups)
+
+    def finish_step(self) -> None:
+        """Blend in statistics that wait, factorize if it is time to, and ask for statistics if it is."""
+        self._update_curvature()
+        if self.refresh_interval.is_due(self.steps):
             for posterior in self._posteriors:
                 posterior.refresh()
         self._request_statistics()
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients, and statistics of losses that were back-propagated since the last step."""
         super().zero_grad(set_to_none)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget statistics of losses that were back-propagated since the last step."""
         self.network.likelihood.forget()
         for posterior in self._posteriors:
             posterior.curvature.discard()
 
     def _update_curvature(self) -> None:
         if self.network.statistics_due:
-            passed = self.statistics_interval.at(self.param_groups[0]["steps"] - 1) if self._by_step else 1
+            passed = self.statistics_interval.at(self.steps - 1) if self._by_step else 1
             for posterior in self._posteriors:
                 posterior.curvature.commit(self._group_of(posterior)["betas"][1] ** passed)
 
-    def _move_means(self, steps: int) -> None:
+    def _move_means(self, groups: Sequence[GroupStep], precisions: Sequence[Tensor]) -> None:
         moves, changes = [], []
-        for posterior in self._posteriors:
-            group = self._group_of(posterior)
-            beta1 = group["betas"][0]
+        for posterior, of_layers in zip(self._posteriors, precisions, strict=True):
+            of_layer = [groups[self._groups[id(layer.mean)]] for layer in posterior.layers]
+            group = of_layer[0]
+            beta1 = group.betas[0]
             momenta = [
                 self._average(layer.mean, _gradient_of(layer.mean), beta1).addcmul_(layer.mean, (1 - beta1) * precision)
-                for layer, precision in zip(posterior.layers, posterior.prior_precisions(), strict=True)
+                for layer, precision in zip(posterior.layers, of_layers, strict=True)
             ]
-            step = posterior.precondition(momenta, group["damping"])
-            unbiased = 1 / (1 - beta1**steps)
-            moves.append((posterior, step, unbiased))
-            changes.append((group["lr"] * unbiased, step.inner))
+            step = posterior.precondition(momenta, group.damping)
+            factors = [each.lr * group.unbiased for each in of_layer]
+            moves.append((posterior, step, factors))
+            changes.append((factors[0], step.inner))
         scale = step_scale(changes, self.kl_clip) if changes and self.kl_clip is not None else torch.ones(1, 1)
-        for posterior, step, unbiased in moves:
-            rates = [self._groups[id(layer.mean)]["lr"] for layer in posterior.layers]
-            posterior.move(step, [-unbiased * rate * scale.to(step.inner) for rate in rates])
+        for posterior, step, factors in moves:
+            posterior.move(step, [-factor * scale.to(posterior.layers[0].mean) for factor in factors])
 
     def _average(self, parameter: nn.Parameter, value: Tensor, decay: float) -> Tensor:
         state = self.state[parameter]
@@ -171,21 +214,30 @@ class NoisyNaturalGradient(Optimizer):
         momentum: Tensor = state["momentum"].lerp_(value, 1 - decay)
         return momentum
 
-    def _move_point_estimates(self, steps: int) -> None:
+    def _move_point_estimates(self, groups: Sequence[GroupStep]) -> None:
         """Adam (Kingma and Ba 2015)."""
         for parameter in self._point_estimates:
-            group = self._groups[id(parameter)]
-            beta1, beta2 = group["betas"]
+            lr, unbiased, unbiased_square, (beta1, beta2), _ = groups[self._groups[id(parameter)]]
             gradient = _gradient_of(parameter)
             state = self.state[parameter]
             if "square" not in state:
                 state["square"] = torch.zeros_like(parameter)
             momentum = self._average(parameter, gradient, beta1)
             square = state["square"].lerp_(gradient.square(), 1 - beta2)
-            denominator = (square / (1 - beta2**steps)).sqrt() + _ADAM_EPS
-            parameter.addcdiv_(momentum, denominator, value=-group["lr"] / (1 - beta1**steps))
+            denominator = (square * unbiased_square).sqrt() + _ADAM_EPS
+            parameter.sub_(momentum / denominator * (lr * unbiased))
 
     # --- bookkeeping ------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return int(self.param_groups[0]["steps"])
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What this optimizer moves."""
+        return self._members()[2]
 
     @property
     def stats_every(self) -> int:
@@ -203,21 +255,24 @@ class NoisyNaturalGradient(Optimizer):
         return self._members()[1]
 
     @property
-    def _groups(self) -> dict[int, dict[str, Any]]:
-        """The group of each parameter, by its id."""
+    def _groups(self) -> dict[int, int]:
+        """The number of each parameter's group, by the parameter's id."""
         return self._members()[0]
 
-    def _members(self) -> tuple[dict[int, dict[str, Any]], list[NaturalPosterior]]:
-        """Both, found anew only when the groups are other ones."""
+    def _members(self) -> tuple[dict[int, int], list[NaturalPosterior], list[nn.Parameter]]:
+        """All three, found anew only when the groups are other ones."""
+        if is_compiling():  # where all that is looked at is checked in every step: by now they are known
+            return self._found
         groups = [(id(group), len(group["params"])) for group in self.param_groups]
         if groups != self._seen:
-            mine = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+            mine = {id(p): number for number, group in enumerate(self.param_groups) for p in group["params"]}
             posteriors = [
                 posterior
                 for posterior in self.network.posteriors
                 if isinstance(posterior, NaturalPosterior) and all(id(layer.mean) in mine for layer in posterior.layers)
             ]
-            self._seen, self._found = groups, (mine, posteriors)
+            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            self._seen, self._found = groups, (mine, posteriors, parameters)
         return self._found
 
     @property
@@ -225,16 +280,12 @@ class NoisyNaturalGradient(Optimizer):
         return [p for p in self.network.point_estimates() if id(p) in self._groups]
 
     def _group_of(self, posterior: NaturalPosterior) -> dict[str, Any]:
-        return self._groups[id(posterior.layers[0].mean)]
-
-    def _count_step(self) -> int:
-        for group in self.param_groups:
-            group["steps"] += 1
-        return int(self.param_groups[0]["steps"])
+        group: dict[str, Any] = self.param_groups[self._groups[id(posterior.layers[0].mean)]]
+        return group
 
     def _request_statistics(self) -> None:
         """Tell the network whether the next step's losses feed the curvature."""
-        self.network.statistics_due = self.statistics_interval.is_due(self.param_groups[0]["steps"])
+        self.network.statistics_due = self.statistics_interval.is_due(self.steps)
         self.network.statistics_examples = self.stats_examples
         self.network.fisher = self.fisher
 
@@ -244,16 +295,13 @@ class NoisyNaturalGradient(Optimizer):
         self._request_statistics()
 
     def _check_ready(self) -> None:
-        if all(parameter.grad is None for parameter in self._groups_parameters()):
+        if all(parameter.grad is None for parameter in self.parameters):
             raise RuntimeError("step() found no gradients; call loss = network.loss(x, y) and loss.backward() first")
         if self.network.statistics_due and not all(p.curvature.has_pending for p in self._posteriors):
             raise RuntimeError(
                 "step() found no curvature statistics; back-propagate the result of network.loss(x, y), which records "
                 "them, rather than a loss of your own"
             )
-
-    def _groups_parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @classmethod
     def _check_network(cls, network: VariationalNetwork) -> None:
@@ -270,10 +318,11 @@ class NoisyNaturalGradient(Optimizer):
 
     def _check_groups(self) -> None:
         known = {id(layer.mean) for layer in self.network.layers} | {id(p) for p in self.network.point_estimates()}
-        if not all(id(p) in known for p in self._groups_parameters()):
+        if not all(id(p) in known for p in self.parameters):
             raise ValueError("param_groups hold a parameter that is neither a mean nor a point estimate of the network")
         for posterior in self.network.posteriors:
-            damping = {self._groups[id(la.mean)]["damping"] for la in posterior.layers if id(la.mean) in self._groups}
+            groups = [self._groups[id(layer.mean)] for layer in posterior.layers if id(layer.mean) in self._groups]
+            damping = {self.param_groups[number]["damping"] for number in groups}
             if len(damping) > 1:
                 raise ValueError(
                     f"the layers of the joint posterior {posterior.name!r} need one damping, got {damping}"

@@ -6,13 +6,13 @@ lr^2 <d, m> / 2, and m is the momentum that was preconditioned (Ba et al. 2017, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 
-def step_scale(changes: Sequence[tuple[float, Tensor]], kl_clip: float) -> Tensor:
+def step_scale(changes: Iterable[tuple[float | Tensor, Tensor]], kl_clip: float) -> Tensor:
     """min(1, sqrt(kl_clip / sum lr^2 <d, m>)) over all blocks, one number per replica.
 
     Args:
@@ -22,9 +22,7 @@ def step_scale(changes: Sequence[tuple[float, Tensor]], kl_clip: float) -> Tenso
     Returns:
         (*replicas, 1, 1).
     """
-    first, *others = changes
-    change = first[1] * first[0] ** 2
-    for lr, inner in others:
-        change.add_(inner, alpha=lr**2)
+    first, *others = (lr**2 * inner for lr, inner in changes)
+    change = sum(others, first)
     tiny = torch.finfo(change.dtype).tiny
     return change.clamp_(min=tiny).div_(kl_clip).rsqrt_().clamp_(max=1)[..., None, None]

@@ -71,8 +71,8 @@ class Posterior(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def _scale(self) -> float:
-        """Sigma = scale^2 times the square of the root."""
+    def _scale(self) -> float | Tensor:
+        """Sigma = scale^2 times the square of the root; a tensor () in compiled code."""
 
     @abstractmethod
     def _log_determinant(self) -> Tensor:
@@ -171,7 +171,7 @@ class Posterior(nn.Module, ABC):
         return root if self.noise_mode_in(examples, reused=reused) == "local" else None
 
     @property
-    def noise_scale(self) -> float:
+    def noise_scale(self) -> float | Tensor:
         """What turns the root's noise into the posterior's."""
         return self._scale
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from noisynat.compiling import is_compiling
 from noisynat.curvature import Curvature, Dense
 from noisynat.curvature.inverse import DampedInverse
 from noisynat.curvature.sharing import example_gradients
@@ -59,6 +60,7 @@ class NaturalPosterior(Posterior):
             name=self.name,
             **precision,
         )
+        self._tensor_scale = math.nan, torch.empty(())
         self._precisions: tuple[Tensor, tuple[Any, ...], Tensor] | None = None  # and what they depend on
         noise.check_mode(self.noise_mode, self.structure, self._root)
         self.curvature.redamp(self._damping())
@@ -68,8 +70,8 @@ class NaturalPosterior(Posterior):
         return self.curvature.inverse
 
     @property
-    def _scale(self) -> float:
-        return math.sqrt(self.kl_weight / self.num_data)
+    def _scale(self) -> float | Tensor:
+        return self._tensor_scale[1] if is_compiling() else math.sqrt(self.kl_weight / self.num_data)
 
     def _log_determinant(self) -> Tensor:
         return self.dim * math.log(self.kl_weight / self.num_data) - self.curvature.logdet()
@@ -148,6 +150,14 @@ class NaturalPosterior(Posterior):
             known = eta, depends_on, self._gamma()[..., None, None].to(self.layers[0].mean.dtype)
             self._precisions = known
         return known[2]
+
+    def prepare_step(self, extra_damping: float, examples: int) -> None:
+        """Make what a compiled step of a batch of so many examples uses: tensors where numbers may change."""
+        self.curvature.damped(extra_damping)
+        self.noise_mode_in(examples)
+        scale, mean = math.sqrt(self.kl_weight / self.num_data), self.layers[0].mean
+        if self._tensor_scale[0] != scale:
+            self._tensor_scale = scale, torch.tensor(scale, dtype=mean.dtype, device=mean.device)
 
     def precondition(self, directions: Sequence[Tensor], extra_damping: float) -> Step:
         """(C + (gamma + extra_damping) I)^-1 times directions of the layers."""

@@ -1,0 +1,169 @@
+"""A training step as one compiled function: forward pass, backward pass and the moves of all parameters.
+
+In small networks most of a step is the calling of operations, one by one; compiled, there are few.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisynat import border
+from noisynat.network import Outcome
+from noisynat.optim.natural_gradient import GroupStep, NoisyNaturalGradient
+from noisynat.random import Call
+
+Backend = str | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the first step of a kind tells of all others."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    outputs: Tensor
+    """Of the network, as to shape, dtype and device; all zero."""
+    calls: list[Call]
+    """For random numbers."""
+
+    def fits(self, x: Tensor) -> bool:
+        return x.shape == self.shape and x.dtype == self.dtype
+
+
+class CompiledStep:
+    """``step(x, y)``: zero_grad, forward and backward pass and the optimizer's step as one function of torch.compile.
+
+    The numbers are those of the usual loop up to rounding, random ones included (but for dropout's), and both may be
+    mixed. Batches of the shape that comes first are compiled, once for plain steps and once for steps that feed the
+    curvature; other shapes, and factorizations, run as usual. Compiling takes from some seconds to a minute, most of it
+    only the first time on a machine: it is for long trainings of small networks, or of many replicas.
+
+    Args:
+        optimizer: whose network is trained. What cannot be compiled, such as a likelihood of your own that looks at
+            numbers, is said in a warning and runs as usual.
+        backend: of ``torch.compile``.
+
+    Raises:
+        TypeError: if the optimizer is none of this library's.
+        RuntimeError: if this PyTorch cannot compile backward passes; 2.13 can.
+
+    Example:
+        >>> import torch, noisynat
+        >>> bnn = noisynat.VariationalNetwork(torch.nn.Linear(2, 1), noisynat.GaussianLikelihood(), num_data=100)
+        >>> step = noisynat.CompiledStep(noisynat.NoisyKFAC(bnn.train()), backend="eager")  # "inductor" makes it fast
+        >>> step(torch.randn(10, 2), torch.randn(10, 1)).shape
+        torch.Size([])
+    """
+
+    def __init__(self, optimizer: NoisyNaturalGradient, *, backend: Backend = "inductor") -> None:
+        if not isinstance(optimizer, NoisyNaturalGradient):
+            raise TypeError(f"CompiledStep takes an optimizer of noisynat, got {type(optimizer).__name__}")
+        from torch._dynamo import config  # takes seconds, which those who do not compile need not wait
+
+        if not hasattr(config, "trace_autograd_ops"):
+            raise RuntimeError(f"PyTorch {torch.__version__} cannot compile backward passes; 2.13 can")
+        self.optimizer, self.network = optimizer, optimizer.network
+        self._compiled = torch.compile(self._pass_and_move, fullgraph=True, dynamic=False, backend=backend)
+        self._plans: dict[bool, _Plan] = {}
+        self._ready: set[bool] = set()
+        self._refused: set[bool] = set()
+        self._numbers: tuple[list[Any], Tensor] | None = None
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take a step.
+
+        Args:
+            x: inputs, as for :meth:`noisynat.VariationalNetwork.loss`.
+            y: targets, likewise.
+
+        Returns:
+            The batch's mean negative log-likelihood, of before the step, (*replicas,), nats per example.
+
+        Raises:
+            ValueError, TypeError: as for :meth:`noisynat.VariationalNetwork.loss`.
+        """
+        network, feeds = self.network, self.network.statistics_due
+        plan = self._plans.get(feeds)
+        if plan is None or feeds in self._refused:
+            return self._as_usual(x, y, feeds)
+        x = border.with_replicas(border.checked_inputs(x, network.layers[0].mean), network.replicas)
+        if not plan.fits(x):
+            return self._as_usual(x, y, feeds)
+        y = network.checked_targets(plan.outputs, border.checked_targets(y))
+        for parameter in self.optimizer.parameters:
+            parameter.grad = None
+        self.optimizer.forget()
+        self.optimizer.prepare(len(x[0]) if network.replicas else len(x))
+        numbers = network.training_stream.repeat(plan.calls)
+        groups = self._with_tensors(self.optimizer.next_step())
+        loss, outcome = self._run(feeds, x, y, numbers, groups, self.optimizer.prior_precisions())
+        network.accumulate(outcome.statistics)
+        self.optimizer.finish_step()
+        return loss
+
+    def _as_usual(self, x: Tensor, y: Tensor, feeds: bool) -> Tensor:
+        network = self.network
+        self.optimizer.zero_grad()
+        with network.training_stream.recorded() as calls:
+            loss, outcome = network.checked_pass(x, y)
+        loss.sum().backward()
+        network.take_in(outcome)
+        self.optimizer.step()
+        if feeds not in self._plans:
+            x = border.with_replicas(x, network.replicas)
+            self._plans[feeds] = _Plan(
+                x.shape, x.dtype, torch.zeros_like(outcome.f[..., :1, :1]).expand_as(outcome.f), calls
+            )
+        return loss.detach()
+
+    def _run(self, feeds: bool, *arguments: Any) -> tuple[Tensor, Outcome]:
+        from torch._dynamo import config
+        from torch._dynamo.exc import TorchDynamoException
+
+        if feeds in self._ready:
+            try:
+                return self._compiled(*arguments)
+            except TorchDynamoException:  # something has changed, and compiling anew takes the setting below
+                pass
+        try:
+            with config.patch(trace_autograd_ops=True), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's compiler, at itself
+                result: tuple[Tensor, Outcome] = self._compiled(*arguments)
+        except TorchDynamoException as error:
+            warnings.warn(f"this step is not compiled, but runs as usual: {error}", stacklevel=3)
+            self._refused.add(feeds)
+            return self._pass_and_move(*arguments)
+        self._ready.add(feeds)
+        return result
+
+    def _pass_and_move(
+        self, x: Tensor, y: Tensor, numbers: Sequence[Tensor], groups: Sequence[GroupStep], precisions: Sequence[Tensor]
+    ) -> tuple[Tensor, Outcome]:
+        network, optimizer = self.network, self.optimizer
+        with network.training_stream.given(numbers):
+            loss, outcome = network.training_pass(x, y)
+        loss.sum().backward()
+        with torch.no_grad():
+            optimizer.move(groups, precisions)
+            network.likelihood.observe(outcome.f, outcome.y)
+            network.likelihood.natural_step()
+        for parameter in optimizer.parameters:
+            parameter.grad = None
+        return loss.detach(), outcome
+
+    def _with_tensors(self, groups: list[GroupStep]) -> list[GroupStep]:
+        """With tensors for what changes between steps: every new number would mean compiling anew."""
+        numbers = [group[:3] for group in groups]
+        if self._numbers is None or self._numbers[0] != numbers:
+            mean = self.network.layers[0].mean
+            self._numbers = numbers, torch.tensor(numbers, dtype=mean.dtype, device=mean.device)
+        return [
+            GroupStep(lr, unbiased, unbiased_square, group.betas, group.damping)
+            for (lr, unbiased, unbiased_square), group in zip(self._numbers[1], groups, strict=True)
+        ]
