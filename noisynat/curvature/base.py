@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -100,12 +101,15 @@ class Curvature(ABC):
         """Blend all that was accumulated, as one batch, into the averages: C <- decay C + (1 - decay) C_batch."""
         if not self.has_pending:
             return
-        finite = torch.ones(self.batch_shape, dtype=torch.bool, device=self.skipped.device)
-        for average in self.averages.values():
-            finite = finite & average.pending_is_finite()
+        bounds = sum(average.pending_bound() for average in self.averages.values())
+        assert isinstance(bounds, Tensor)
+        if math.isfinite(bounds.sum().item()):
+            finite = None
+        else:
+            finite = torch.isfinite(bounds).expand(self.batch_shape)
+            self.skipped = self.skipped + (~finite).to(self.skipped.dtype)
         for average in self.averages.values():
             average.commit(decay, finite)
-        self.skipped = self.skipped + (~finite).to(self.skipped.dtype)
 
     def update(self, a: Tensor, g: Tensor, decay: float = 0.99) -> None:
         """:meth:`accumulate` and :meth:`commit` one batch."""

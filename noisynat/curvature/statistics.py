@@ -48,19 +48,22 @@ class MovingAverage:
     def has_pending(self) -> bool:
         return bool(self._pending)
 
-    def pending_is_finite(self) -> Tensor:
-        """Mask (*batch,) of the elements whose pending products are finite: their entries' bound is."""
-        finite = torch.ones(self.value.shape[:-2], dtype=torch.bool, device=self.value.device)
+    def pending_bound(self) -> Tensor:
+        """A bound of the entries of what is pending, () or (*batch,); it is finite where they are."""
+        bound = torch.zeros((), device=self.value.device)
         for left, right, _ in self._pending:
             norm = torch.linalg.vector_norm(left, dim=(-2, -1))
             other = norm if right is left else torch.linalg.vector_norm(right, dim=(-2, -1))
-            finite = finite & torch.isfinite(norm * other)
-        return finite
+            bound = bound + norm * other
+        return bound
 
-    def commit(self, decay: float, finite: Tensor) -> None:
-        """Blend the pooled batch in with weight ``1 - decay``; elements outside the mask ``finite`` (*batch,) stay."""
+    def commit(self, decay: float, finite: Tensor | None) -> None:
+        """Blend the pooled batch in with weight ``1 - decay``.
+
+        Elements outside the mask ``finite`` (*batch,), if there is one, stay as they are.
+        """
         total = sum(count for _, _, count in self._pending)
-        if bool(finite.all()):
+        if finite is None:
             self._blend(self.value, decay, total, None)
             self.weight = decay * self.weight + (1 - decay)
         else:
@@ -78,10 +81,8 @@ class MovingAverage:
         """
         flat, keep = value.view(-1, *value.shape[-2:]), decay
         for left, right, _ in self._pending:
-            rows = [r.to(value.dtype).expand(*value.shape[:-2], *r.shape[-2:]) for r in (left, right)]
-            if finite is not None:
-                rows = [torch.where(finite[..., None, None], r, 0) for r in rows]
-            left_rows, right_rows = (r.reshape(-1, *r.shape[-2:]) for r in rows)
+            left_rows = self._rows(left, finite)
+            right_rows = left_rows if right is left else self._rows(right, finite)
             weight = (1 - decay) / total
             if len(flat) == 1 and min(value.shape[-2:]) >= _LARGE:
                 flat[0].addmm_(left_rows[0].mT, right_rows[0], beta=keep, alpha=weight)
@@ -90,6 +91,13 @@ class MovingAverage:
             else:
                 flat.mul_(keep).add_(left_rows.mT @ right_rows, alpha=weight)
             keep = 1.0
+
+    def _rows(self, rows: Tensor, finite: Tensor | None) -> Tensor:
+        """Rows of all elements (elements, rows, m), zeros of those outside the mask."""
+        rows = rows.to(self.value.dtype).expand(*self.value.shape[:-2], *rows.shape[-2:])
+        if finite is not None:
+            rows = torch.where(finite[..., None, None], rows, 0)
+        return rows.reshape(-1, *rows.shape[-2:])
 
     def flush(self) -> None:
         """Forget entries that would soon be denormal numbers, with which many processors compute many times slower."""

@@ -73,7 +73,7 @@ class CompiledStep:
         self._plans: dict[bool, _Plan] = {}
         self._ready: set[bool] = set()
         self._refused: set[bool] = set()
-        self._numbers: tuple[list[Any], Tensor] | None = None
+        self._groups: tuple[list[GroupStep], list[GroupStep]] = [], []  # in numbers, and with tensors
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Take a step.
@@ -159,11 +159,14 @@ class CompiledStep:
 
     def _with_tensors(self, groups: list[GroupStep]) -> list[GroupStep]:
         """With tensors for what changes between steps: every new number would mean compiling anew."""
-        numbers = [group[:3] for group in groups]
-        if self._numbers is None or self._numbers[0] != numbers:
+        if self._groups[0] != groups:
             mean = self.network.layers[0].mean
-            self._numbers = numbers, torch.tensor(numbers, dtype=mean.dtype, device=mean.device)
-        return [
-            GroupStep(lr, unbiased, unbiased_square, group.betas, group.damping)
-            for (lr, unbiased, unbiased_square), group in zip(self._numbers[1], groups, strict=True)
-        ]
+            numbers = torch.tensor([group[:3] for group in groups], dtype=mean.dtype, device=mean.device)
+            self._groups = (
+                groups,
+                [
+                    GroupStep(lr, unbiased, unbiased_square, group.betas, group.damping)
+                    for (lr, unbiased, unbiased_square), group in zip(numbers, groups, strict=True)
+                ],
+            )
+        return self._groups[1]

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import noisynat
@@ -40,22 +42,37 @@ def test_a_fixed_interval() -> None:
     assert [step for step in range(10) if Interval(3).is_due(step)] == [0, 3, 6, 9]
 
 
-def test_a_growing_interval_is_every_step_at_first_and_grows_by_one_every_five_steps() -> None:
-    due = [step for step in range(40) if Interval(4, grows=True).is_due(step)]
-    assert due == [*range(10), 10, 12, 14, 15, 18, 20, 24, 28, 32, 36]
+def test_a_growing_interval_is_every_step_at_first_and_then_a_fifth_of_the_steps_so_far() -> None:
+    interval = Interval(4, grows=True)
+    due = [step for step in range(40) if interval.is_due(step)]
+    assert due == [*range(10), 10, 12, 14, 16, 19, 22, 26, 30, 34, 38]
+    assert interval.settles_at == 22
 
 
-@pytest.mark.parametrize(("width", "stats_every", "refresh_every"), [(255, 5, 50), (256, 10, 20)])  # and the bias
+@given(steps=st.integers(1, 200), grows=st.booleans())
+def test_batches_stand_for_all_steps(steps: int, grows: bool) -> None:
+    interval = Interval(steps, grows)
+    due = [step for step in range(3000) if interval.is_due(step)]
+    assert [interval.passed(step) for step in due] == [
+        1 if one == two else two - one for one, two in zip([0, *due], due, strict=False)
+    ]
+    assert due[-1] - due[-2] == steps
+    assert interval.is_due(interval.settles_at)
+
+
+@pytest.mark.parametrize(("width", "stats_every", "refresh_every"), [(255, 10, 100), (256, 10, 20)])  # and the bias
 def test_both_are_rare_once_they_have_settled(width: int, stats_every: int, refresh_every: int) -> None:
     optimizer = make(width)
     assert (optimizer.stats_every, optimizer.refresh_every) == (stats_every, refresh_every)
-    took, refreshed = train(optimizer, 310)
+    took, refreshed = train(optimizer, 700)
     assert took[:10] == [*range(10)]
-    assert [step for step in took if step >= 50] == [*range(50, 310, stats_every)]
+    settled = optimizer.statistics_interval.settles_at
+    assert settled < 60
+    assert [step for step in took if step >= settled] == [*range(settled, 700, stats_every)]
     assert refreshed[:9] == [*range(9)]
-    assert [step + 1 for step in refreshed if step + 1 >= 250] == [
-        *range(260 // refresh_every * refresh_every, 311, refresh_every)
-    ]
+    settled = optimizer.refresh_interval.settles_at
+    assert settled < 600
+    assert [step + 1 for step in refreshed if step + 1 >= settled] == [*range(settled, 701, refresh_every)]
 
 
 def test_given_intervals_are_kept() -> None:
@@ -68,7 +85,7 @@ def test_given_intervals_are_kept() -> None:
 def test_a_batch_of_an_interval_of_ones_own_choice_counts_once(stats_every: int | None, power: int) -> None:
     """The average forgets its past by beta2 to the power of the steps that a batch stands for."""
     optimizer = make(300, stats_every=stats_every, betas=(0.9, 0.99))
-    train(optimizer, 200)
+    train(optimizer, 92 if stats_every is None else 90)
     average = optimizer.network.posteriors[0].curvature.averages["A"]
     before = average.value.clone()
     assert optimizer.network.statistics_due
