@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from noisynat import border
-from noisynat.network import Outcome
-from noisynat.optim.natural_gradient import GroupStep, NoisyNaturalGradient
+from noisynat.network import Outcome, VariationalNetwork
+from noisynat.optim.moves import MeanMove, Pace, PointMove, move_means, move_point_estimates
+from noisynat.optim.natural_gradient import NoisyNaturalGradient
 from noisynat.random import Call
 
+_LIMIT = 64  # of compiled kinds of networks and batches, in all of the process
 Backend = str | Callable[..., Any]
 
 
@@ -69,11 +71,11 @@ class CompiledStep:
         if not hasattr(config, "trace_autograd_ops"):
             raise RuntimeError(f"PyTorch {torch.__version__} cannot compile backward passes; 2.13 can")
         self.optimizer, self.network = optimizer, optimizer.network
-        self._compiled = torch.compile(self._pass_and_move, fullgraph=True, dynamic=False, backend=backend)
+        self._compiled = torch.compile(_pass_and_move, fullgraph=True, dynamic=False, backend=backend)
         self._plans: dict[bool, _Plan] = {}
         self._ready: set[bool] = set()
         self._refused: set[bool] = set()
-        self._groups: tuple[list[GroupStep], list[GroupStep]] = [], []  # in numbers, and with tensors
+        self._paces: tuple[list[Pace], list[Pace]] = [], []  # in numbers, and with tensors
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Take a step.
@@ -101,8 +103,9 @@ class CompiledStep:
         self.optimizer.forget()
         self.optimizer.prepare(len(x[0]) if network.replicas else len(x))
         numbers = network.training_stream.repeat(plan.calls)
-        groups = self._with_tensors(self.optimizer.next_step())
-        loss, outcome = self._run(feeds, x, y, numbers, groups, self.optimizer.prior_precisions())
+        paces = self._with_tensors(self.optimizer.next_paces())
+        means, points = self.optimizer.mean_moves(paces), self.optimizer.point_moves(paces)
+        loss, outcome = self._run(feeds, network, x, y, numbers, means, points, self.optimizer.kl_clip)
         network.accumulate(outcome.statistics)
         self.optimizer.finish_step()
         return loss
@@ -132,41 +135,52 @@ class CompiledStep:
             except TorchDynamoException:  # something has changed, and compiling anew takes the setting below
                 pass
         try:
-            with config.patch(trace_autograd_ops=True), warnings.catch_warnings():
+            with config.patch(trace_autograd_ops=True, recompile_limit=_LIMIT), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's compiler, at itself
                 result: tuple[Tensor, Outcome] = self._compiled(*arguments)
         except TorchDynamoException as error:
             warnings.warn(f"this step is not compiled, but runs as usual: {error}", stacklevel=3)
             self._refused.add(feeds)
-            return self._pass_and_move(*arguments)
+            return _pass_and_move(*arguments)
         self._ready.add(feeds)
         return result
 
-    def _pass_and_move(
-        self, x: Tensor, y: Tensor, numbers: Sequence[Tensor], groups: Sequence[GroupStep], precisions: Sequence[Tensor]
-    ) -> tuple[Tensor, Outcome]:
-        network, optimizer = self.network, self.optimizer
-        with network.training_stream.given(numbers):
-            loss, outcome = network.training_pass(x, y)
-        loss.sum().backward()
-        with torch.no_grad():
-            optimizer.move(groups, precisions)
-            network.likelihood.observe(outcome.f, outcome.y)
-            network.likelihood.natural_step()
-        for parameter in optimizer.parameters:
-            parameter.grad = None
-        return loss.detach(), outcome
-
-    def _with_tensors(self, groups: list[GroupStep]) -> list[GroupStep]:
+    def _with_tensors(self, paces: list[Pace]) -> list[Pace]:
         """With tensors for what changes between steps: every new number would mean compiling anew."""
-        if self._groups[0] != groups:
+        if self._paces[0] != paces:
             mean = self.network.layers[0].mean
-            numbers = torch.tensor([group[:3] for group in groups], dtype=mean.dtype, device=mean.device)
-            self._groups = (
-                groups,
+            numbers = torch.tensor([pace[:3] for pace in paces], dtype=mean.dtype, device=mean.device)
+            self._paces = (
+                paces,
                 [
-                    GroupStep(lr, unbiased, unbiased_square, group.betas, group.damping)
-                    for (lr, unbiased, unbiased_square), group in zip(numbers, groups, strict=True)
+                    Pace(lr, unbiased, unbiased_square, pace.betas, pace.damping)
+                    for (lr, unbiased, unbiased_square), pace in zip(numbers, paces, strict=True)
                 ],
             )
-        return self._groups[1]
+        return self._paces[1]
+
+
+def _pass_and_move(
+    network: VariationalNetwork,
+    x: Tensor,
+    y: Tensor,
+    numbers: Sequence[Tensor],
+    means: Sequence[MeanMove],
+    points: Sequence[PointMove],
+    kl_clip: float | None,
+) -> tuple[Tensor, Outcome]:
+    """What is compiled: all of a step but random numbers, averages of statistics and factorizations."""
+    with network.training_stream.given(numbers):
+        loss, outcome = network.training_pass(x, y)
+    loss.sum().backward()
+    with torch.no_grad():
+        move_means(means, kl_clip)
+        move_point_estimates(points)
+        network.likelihood.observe(outcome.f, outcome.y)
+        network.likelihood.natural_step()
+    for move in means:
+        for layer in move.posterior.layers:
+            layer.mean.grad = None
+    for point in points:
+        point.parameter.grad = None
+    return loss.detach(), outcome

@@ -12,33 +12,19 @@ and C's structure says which method it is. Parameters without a posterior are mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from noisynat.compiling import is_compiling
 from noisynat.curvature.fisher import FISHER_KINDS, FisherKind
 from noisynat.network import VariationalNetwork
 from noisynat.optim import intervals
-from noisynat.optim.trust_region import step_scale
+from noisynat.optim.moves import MeanMove, Pace, PointMove, move_means, move_point_estimates
 from noisynat.posteriors.natural import NaturalPosterior
 
-_ADAM_EPS = 1e-8
 Loss = TypeVar("Loss")
-
-
-class GroupStep(NamedTuple):
-    """How the parameters of a group move in a step. What changes between steps may be a tensor ()."""
-
-    lr: float | Tensor
-    unbiased: float | Tensor
-    """1 / (1 - beta1^k)."""
-    unbiased_square: float | Tensor
-    """1 / (1 - beta2^k)."""
-    betas: tuple[float, float]
-    damping: float
 
 
 class NoisyNaturalGradient(Optimizer):
@@ -135,33 +121,47 @@ class NoisyNaturalGradient(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_ready()
-        self.move(self.next_step(), self.prior_precisions())
+        paces = self.next_paces()
+        move_means(self.mean_moves(paces), self.kl_clip)
+        move_point_estimates(self.point_moves(paces))
         self.network.likelihood.natural_step()
         self.finish_step()
         return loss
 
-    def next_step(self) -> list[GroupStep]:
-        """Count a step, and say how it moves each parameter group."""
-        moves = []
+    def next_paces(self) -> list[Pace]:
+        """Count a step, and say how each parameter group moves in it."""
+        paces = []
         for group in self.param_groups:
             group["steps"] += 1
             one, two = (1 / (1 - beta**self.steps) for beta in group["betas"])
-            moves.append(GroupStep(group["lr"], one, two, group["betas"], group["damping"]))
-        return moves
+            paces.append(Pace(group["lr"], one, two, group["betas"], group["damping"]))
+        return paces
 
-    def prior_precisions(self) -> list[Tensor]:
-        """gamma of every posterior's layers (layers, *replicas, 1, 1)."""
-        return [posterior.prior_precisions() for posterior in self._posteriors]
+    def mean_moves(self, paces: Sequence[Pace]) -> list[MeanMove]:
+        """What moves the means, from the groups' paces."""
+        number = self._groups
+        return [
+            MeanMove(
+                posterior,
+                [self._state_of(layer.mean, "momentum")[0] for layer in posterior.layers],
+                posterior.prior_precisions(),
+                [paces[number[id(layer.mean)]] for layer in posterior.layers],
+            )
+            for posterior in self._posteriors
+        ]
+
+    def point_moves(self, paces: Sequence[Pace]) -> list[PointMove]:
+        """What moves the point estimates, likewise."""
+        moves = []
+        for parameter in self._point_estimates:
+            momentum, square = self._state_of(parameter, "momentum", "square")
+            moves.append(PointMove(parameter, momentum, square, paces[self._groups[id(parameter)]]))
+        return moves
 
     def prepare(self, examples: int) -> None:
         """Make ready what a compiled step of a batch of so many examples uses."""
         for posterior in self._posteriors:
             posterior.prepare_step(self._group_of(posterior)["damping"], examples)
-
-    def move(self, groups: Sequence[GroupStep], precisions: Sequence[Tensor]) -> None:
-        """Move means and point estimates along their gradients; everything in here can be compiled."""
-        self._move_means(groups, precisions)
-        self._move_point_estimates(groups)
 
     def finish_step(self) -> None:
         """Blend in statistics that wait, factorize if it is time to, and ask for statistics if it is."""
@@ -188,43 +188,13 @@ class NoisyNaturalGradient(Optimizer):
             for posterior in self._posteriors:
                 posterior.curvature.commit(self._group_of(posterior)["betas"][1] ** passed)
 
-    def _move_means(self, groups: Sequence[GroupStep], precisions: Sequence[Tensor]) -> None:
-        moves, changes = [], []
-        for posterior, of_layers in zip(self._posteriors, precisions, strict=True):
-            of_layer = [groups[self._groups[id(layer.mean)]] for layer in posterior.layers]
-            group = of_layer[0]
-            beta1 = group.betas[0]
-            momenta = [
-                self._average(layer.mean, _gradient_of(layer.mean), beta1).addcmul_(layer.mean, (1 - beta1) * precision)
-                for layer, precision in zip(posterior.layers, of_layers, strict=True)
-            ]
-            step = posterior.precondition(momenta, group.damping)
-            factors = [each.lr * group.unbiased for each in of_layer]
-            moves.append((posterior, step, factors))
-            changes.append((factors[0], step.inner))
-        scale = step_scale(changes, self.kl_clip) if changes and self.kl_clip is not None else torch.ones(1, 1)
-        for posterior, step, factors in moves:
-            posterior.move(step, [-factor * scale.to(posterior.layers[0].mean) for factor in factors])
-
-    def _average(self, parameter: nn.Parameter, value: Tensor, decay: float) -> Tensor:
+    def _state_of(self, parameter: nn.Parameter, *names: str) -> list[Tensor]:
+        """Averages of a parameter, zero at first."""
         state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum: Tensor = state["momentum"].lerp_(value, 1 - decay)
-        return momentum
-
-    def _move_point_estimates(self, groups: Sequence[GroupStep]) -> None:
-        """Adam (Kingma and Ba 2015)."""
-        for parameter in self._point_estimates:
-            lr, unbiased, unbiased_square, (beta1, beta2), _ = groups[self._groups[id(parameter)]]
-            gradient = _gradient_of(parameter)
-            state = self.state[parameter]
-            if "square" not in state:
-                state["square"] = torch.zeros_like(parameter)
-            momentum = self._average(parameter, gradient, beta1)
-            square = state["square"].lerp_(gradient.square(), 1 - beta2)
-            denominator = (square * unbiased_square).sqrt() + _ADAM_EPS
-            parameter.sub_(momentum / denominator * (lr * unbiased))
+        for name in names:
+            if name not in state:
+                state[name] = torch.zeros_like(parameter)
+        return [state[name] for name in names]
 
     # --- bookkeeping ------------------------------------------------------------------------------
 
@@ -260,8 +230,6 @@ class NoisyNaturalGradient(Optimizer):
 
     def _members(self) -> tuple[dict[int, int], list[NaturalPosterior], list[nn.Parameter]]:
         """All three, found anew only when the groups are other ones."""
-        if is_compiling():  # where all that is looked at is checked in every step: by now they are known
-            return self._found
         groups = [(id(group), len(group["params"])) for group in self.param_groups]
         if groups != self._seen:
             mine = {id(p): number for number, group in enumerate(self.param_groups) for p in group["params"]}
@@ -354,10 +322,6 @@ def _right_optimizer(structure: str) -> str:
         if structure in optimizer.structures:
             return optimizer.__name__
     return NoisyNaturalGradient.__name__
-
-
-def _gradient_of(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _check_options(

@@ -144,6 +144,26 @@ def test_two_functions_serve_a_whole_training() -> None:
     assert counter.graphs == 2
 
 
+def test_another_network_of_the_same_kind_needs_no_compiling() -> None:
+    counter = Counter()
+    for seed in range(3):
+        bnn, optimizer = make("gamma")
+        bnn.training_stream.seed = seed
+        step = noisynat.CompiledStep(optimizer, backend=counter)
+        for x, y in batches("gamma", None, 16):
+            step(x, y)
+    assert counter.graphs == 2
+
+
+def test_many_kinds_of_networks_can_be_compiled() -> None:
+    for width in range(2, 12):
+        _, optimizer = make(net=nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1)))
+        step = noisynat.CompiledStep(optimizer, backend="eager")
+        for x, y in batches("gamma", None, 2):
+            step(x, y)
+        assert step._ready
+
+
 def test_what_is_set_between_steps_is_followed() -> None:
     """lambda, learning rate, and how far a noise that varies is let free."""
     pairs = [make("heteroscedastic"), make("heteroscedastic")]
