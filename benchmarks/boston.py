@@ -32,28 +32,34 @@ def train_adam(splits: Splits, epochs: int, batch_size: int) -> None:
 
 
 def compare(epochs: int, pace: Pace) -> list[dict[str, Any]]:
-    """Seconds of both for ``epochs`` epochs, on the CPU, as experiments train; and their ratio.
+    """Seconds of all for ``epochs`` epochs, on the CPU, as experiments train; and ratios to Adam.
+
+    Steps are compiled before, which a first training of the kind takes some seconds more for.
 
     Raises:
         uci_data.DatasetNotFoundError: if the data are not there.
     """
     splits = load_splits(uci_data.load("boston"))
     config = replace(Configuration.for_size("boston", splits.num_train), epochs=epochs)
+    ways = {METHOD.name: False, f"{METHOD.name}, compiled": True}
     turns = {
-        METHOD.name: Turn(lambda: train(METHOD, splits, config), 1),
-        "adam": Turn(lambda: train_adam(splits, epochs, config.batch_size), 1),
+        name: Turn(lambda compiled=compiled: train(METHOD, splits, config, compile=compiled), 1)  # type: ignore[misc]
+        for name, compiled in ways.items()
     }
-    train(METHOD, splits, replace(config, epochs=1))
+    turns["adam"] = Turn(lambda: train_adam(splits, epochs, config.batch_size), 1)
+    for compiled in ways.values():
+        train(METHOD, splits, replace(config, epochs=min(epochs, 2)), compile=compiled)
     train_adam(splits, 1, config.batch_size)
     times = interleaved(turns, pace, Clock())
     return [
         {
-            "method": METHOD.name,
+            "method": name,
             "splits": splits.count,
             "epochs": epochs,
             "batch": config.batch_size,
-            "seconds": spread(times[METHOD.name]),
+            "seconds": spread(times[name]),
             "adam_seconds": spread(times["adam"]),
-            "trainings": spread(ratios(times[METHOD.name], times["adam"])),
+            "trainings": spread(ratios(times[name], times["adam"])),
         }
+        for name in ways
     ]

@@ -19,7 +19,7 @@ from benchmarks.networks import Network
 from noisynat.curvature import fisher
 from noisynat.posteriors.families import Rank
 
-Step = Callable[[Tensor, Tensor], None]
+Step = Callable[[Tensor, Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def _natural(
     structure: str,
     noise: str = "auto",
     quiet: bool = False,
+    compiled: bool = False,
     rank: Rank = "auto",
     **options: Any,
 ) -> Trainer:
@@ -104,10 +105,12 @@ def _natural(
     make = noisynat.NoisyAdam if structure == "diagonal" else noisynat.NoisyKFAC
     optimizer = make(bnn, lr=network.learning_rate, **options)
 
-    def step(x: Tensor, y: Tensor) -> None:
+    def usual(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
         bnn.loss(x, y).backward()
         optimizer.step()
+
+    step = noisynat.CompiledStep(optimizer) if compiled else usual
 
     kind = options.get("fisher") or fisher.default_kind(
         network.outputs, bnn.likelihood.has_hessian_root, wide=bnn.is_wide
@@ -184,6 +187,9 @@ def _ours() -> list[Contender]:
         "nng-kron-often", f"{title}, statistics at every step, refresh every 5", structure=structure,
         stats_every=1, refresh_every=5,
     )  # fmt: skip
+    for name in ("nng-ffg", "nng-kron"):
+        title, structure = _STRUCTURES[name]
+        add(f"{name}-compiled", f"{title}, steps compiled", structure=structure, compiled=True)
     for name, form, structure in (("kfac", "exact", "kronecker"), ("kfac-factored", "factored", "matrix_normal")):
         add(name, f"K-FAC without noise, {form} damping", structure=structure, quiet=True)
     return found
@@ -208,7 +214,9 @@ CONTENDERS = {
         *_peers(),
     )
 }
-IN_SWEEPS = ("adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "kfac")
+IN_SWEEPS = (
+    "adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "kfac", "nng-ffg-compiled", "nng-kron-compiled",
+)  # fmt: skip
 QUICK = (
     "adam", "sgd", "bbb-local", "nng-ffg", "nng-mvg", "nng-kron", "nng-kron-flipout", "nng-kron-shared", "nng-ekfac",
     "kfac",

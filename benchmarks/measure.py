@@ -116,7 +116,7 @@ def measure(
     return Measured([_row(entrant, network, times, rates) | {"size": size} for entrant in ready.values()], skipped)
 
 
-def stepper(trainer: Trainer, contender: Contender, network: Network, clock: Clock) -> Callable[[], None]:
+def stepper(trainer: Trainer, contender: Contender, network: Network, clock: Clock) -> Callable[[], object]:
     """A step of ``trainer`` on the next of the network's batches, from the first on again after the last."""
     replicas = network.replicas if contender.kind == "noisynat" else None
     batches = itertools.cycle(network.batches(clock.device, replicas))

@@ -11,7 +11,8 @@ import noisynat
 from benchmarks.networks import Network
 from benchmarks.rounds import Clock, Pace, Turn, interleaved, ratios, spread
 
-STRUCTURES = ("diagonal", "matrix_normal", "kronecker", "eigen_corrected")
+STRUCTURES = ("diagonal", "kronecker")
+PRECISIONS = {"predict": None, "predict, bfloat16": torch.bfloat16}
 
 
 def looped(bnn: noisynat.VariationalNetwork, x: Tensor, num_samples: int) -> Tensor:
@@ -28,7 +29,7 @@ def looped(bnn: noisynat.VariationalNetwork, x: Tensor, num_samples: int) -> Ten
 def compare(
     network: Network, points: int, num_samples: int, pace: Pace, clock: Clock, structures: tuple[str, ...] = STRUCTURES
 ) -> list[dict[str, Any]]:
-    """Seconds of ``predict`` and of the loop, by posterior, and how many times faster ``predict`` is.
+    """Seconds of ``predict`` and of the loop, by posterior and precision, and how many times faster ``predict`` is.
 
     Args:
         network: which is not trained: draws cost the same.
@@ -49,21 +50,26 @@ def compare(
             seed=0,
         )
         turns = {
-            "predict": Turn(lambda bnn=bnn: bnn.predict(x, num_samples), 1),  # type: ignore[misc]
+            **{
+                name: Turn(lambda bnn=bnn, dtype=dtype: bnn.predict(x, num_samples, precision=dtype), 1)  # type: ignore[misc]
+                for name, dtype in PRECISIONS.items()
+            },
             "loop": Turn(lambda bnn=bnn: looped(bnn, x, num_samples), 1),  # type: ignore[misc]
         }
         for turn in turns.values():
             turn()
         times = interleaved(turns, pace, clock)
-        rows.append(
+        rows += [
             {
                 "network_title": network.title,
                 "structure": structure,
+                "way": name,
                 "points": points,
                 "samples": num_samples,
-                "predict": spread(times["predict"]),
+                "predict": spread(times[name]),
                 "loop": spread(times["loop"]),
-                "faster": spread(ratios(times["loop"], times["predict"])),
+                "faster": spread(ratios(times["loop"], times[name])),
             }
-        )
+            for name in PRECISIONS
+        ]
     return rows

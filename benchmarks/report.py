@@ -137,10 +137,10 @@ def _memorized(_: str, rows: Sequence[dict[str, Any]]) -> list[str]:
 def _prediction(_: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     first = rows[0]
     title = f"## Predicting {first['points']:,} points with {first['samples']} samples: {first['network_title']}"
-    lines = [title, "", *_header(["posterior", "predict, s", "loop over sampled networks, s", "times faster"])]
+    lines = [title, "", *_header(["posterior", "way", "predict, s", "loop over sampled networks, s", "times faster"])]
     for row in rows:
         cells = [f"{row[key][0]:.3g} ({row[key][1]:.3g} to {row[key][2]:.3g})" for key in ("predict", "loop")]
-        lines.append(_line([row["structure"], *cells, _factor(row["faster"])]))
+        lines.append(_line([row["structure"], row["way"], *cells, _factor(row["faster"])]))
     return lines
 
 

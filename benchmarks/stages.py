@@ -24,7 +24,7 @@ from benchmarks.networks import Network
 from benchmarks.rounds import Clock
 from noisynat.curvature import Curvature, fisher
 from noisynat.network import VariationalNetwork
-from noisynat.optim import NoisyNaturalGradient, natural_gradient
+from noisynat.optim import NoisyNaturalGradient, moves, natural_gradient
 from noisynat.posteriors.base import Posterior
 from noisynat.posteriors.natural import NaturalPosterior
 
@@ -41,10 +41,10 @@ HOOKS: tuple[tuple[str, Any, str], ...] = (
     ("statistics", Curvature, "commit"),
     ("refresh", NaturalPosterior, "refresh"),
     ("precondition", NaturalPosterior, "precondition"),
-    ("trust region", natural_gradient, "step_scale"),
+    ("trust region", moves, "step_scale"),
     ("mean step", NaturalPosterior, "move"),
     ("mean step", NoisyNaturalGradient, "zero_grad"),
-    ("mean step", NoisyNaturalGradient, "_move_means"),
+    ("mean step", natural_gradient, "move_means"),
     ("mean step", NoisyNaturalGradient, "step"),
 )
 """Stage, and the method or function whose time belongs to it."""
@@ -141,7 +141,7 @@ def _plan(trainer: Trainer) -> floor.Plan:
     return trainer.plan
 
 
-def _repeat(step: Callable[[], None], steps: int) -> None:
+def _repeat(step: Callable[[], object], steps: int) -> None:
     for _ in range(steps):
         step()
 
@@ -152,7 +152,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _operators(step: Callable[[], None], steps: int, device: torch.device) -> list[dict[str, Any]]:
+def _operators(step: Callable[[], object], steps: int, device: torch.device) -> list[dict[str, Any]]:
     """Those that take at least :data:`NAMED_FROM` of all operators' own time, the longest first."""
     cuda = device.type == "cuda"
     with profile(use_device="cuda" if cuda else None, use_kineto=cuda) as record:

@@ -160,6 +160,7 @@ def train(
     folder: Path | None = None,
     progress: bool = False,
     on_epoch: Callable[[noisynat.VariationalNetwork, noisynat.History], None] | None = None,
+    compile: bool = False,
 ) -> tuple[noisynat.VariationalNetwork, noisynat.History]:
     """Train ``method`` on all splits at once, phase after phase.
 
@@ -170,6 +171,7 @@ def train(
         folder: of the checkpoints, one per phase, from which training resumes where they exist; None for none.
         progress: whether to show it.
         on_epoch: called with the network and the history of all phases so far after every epoch.
+        compile: as for :func:`noisynat.fit`.
 
     Returns:
         The network and the history of all phases.
@@ -192,6 +194,7 @@ def train(
             checkpoint=None if folder is None else folder / f"checkpoint-{number}.pt",
             checkpoint_interval=0.0 if folder is None else _CHECKPOINT_INTERVAL,
             on_epoch=_reporter(on_epoch, run.network, before),
+            compile=compile,
         )
         history = joined(before, history)
     assert network is not None

@@ -176,3 +176,18 @@ def test_training_has_deterministic_algorithms_only(structure: str, width: int) 
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(runs[1], runs[0], rtol=0, atol=0)
+
+
+def test_predictions_in_half_precision_are_near_and_in_the_networks_own() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 3))
+    bnn = noisynat.VariationalNetwork(net, noisynat.CategoricalLikelihood(), num_data=100)
+    x = torch.randn(20, 4)
+    whole, half = (
+        bnn.predict(x, 10, torch.Generator().manual_seed(1), precision=precision).samples
+        for precision in (None, torch.bfloat16)
+    )
+    assert half.dtype == torch.float32
+    assert 1e-5 < (whole - half).abs().max() < 0.05 * whole.abs().max()
+    with pytest.raises(ValueError, match=r"precision is torch\.bfloat16"):
+        bnn.predict(x, precision=torch.float64)

@@ -51,7 +51,9 @@ def test_every_contender_of_ours_trains(name: str, network: Network) -> None:
 
 
 def _parameters(trainer: Trainer) -> list[Tensor]:
-    """Of a network that its step closes over."""
+    """Of a network of ours, or of one that its step closes over."""
+    if trainer.bnn is not None:
+        return list(trainer.bnn.parameters())
     modules = [cell.cell_contents for cell in trainer.step.__closure__ or ()]  # type: ignore[attr-defined]
     return [p for module in modules if isinstance(module, torch.nn.Module) for p in module.parameters()]
 
