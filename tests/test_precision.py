@@ -16,10 +16,10 @@ STRUCTURES = ("diagonal", "kronecker", "matrix_normal", "eigen_corrected", "dens
 FLOATS = {"torch.float32", "torch.float64"}
 
 
-def make(structure: Any, *, width: int = 20, outputs: int = 1, **settings: Any) -> Any:
+def make(structure: Any, *, width: int = 20, outputs: int = 1, noise: Any = 0.5, **settings: Any) -> Any:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, outputs))
-    likelihood = noisynat.GaussianLikelihood(0.5) if outputs == 1 else noisynat.CategoricalLikelihood()
+    likelihood = noisynat.GaussianLikelihood(noise) if outputs == 1 else noisynat.CategoricalLikelihood()
     bnn = noisynat.VariationalNetwork(net, likelihood, posterior=structure, num_data=60, seed=1)
     return bnn, noisynat.NoisyNaturalGradient(bnn, **settings)
 
@@ -140,8 +140,9 @@ def test_reads_are_counted() -> None:
 
 @pytest.mark.parametrize("width", [20, 300])
 @pytest.mark.parametrize("structure", ["diagonal", "kronecker", "matrix_normal"])
-def test_a_plain_step_reads_nothing_but_the_checks_of_its_inputs(structure: str, width: int) -> None:
-    bnn, optimizer = make(structure, width=width, stats_every=1000, refresh_every=1000)
+@pytest.mark.parametrize("noise", [0.5, "gamma"])
+def test_a_plain_step_reads_nothing_but_the_checks_of_its_inputs(structure: str, width: int, noise: Any) -> None:
+    bnn, optimizer = make(structure, width=width, noise=noise, stats_every=1000, refresh_every=1000)
     for step in range(2):
         optimizer.zero_grad()
         loss = bnn.loss(*batch(1, step))

@@ -75,6 +75,7 @@ class GaussianLikelihood(Likelihood):
         self.a0, self.b0, self.num_outputs = float(a0), float(b0), num_outputs
         self.initial_std, self.step_size = initial_std, step_size
         self._observed: list[tuple[Tensor, int]] = []  # means of (y - f)^2, and of how many examples
+        self._known_outputs = torch.empty(()), -1, 0  # see _outputs
         self._known: tuple[Tensor, tuple[Any, ...], Tensor, Tensor] | None = None  # see _expected
         self.bind(1, torch.Size(), torch.float32)
 
@@ -97,8 +98,15 @@ class GaussianLikelihood(Likelihood):
     @property
     def _pairs(self) -> float | Tensor:
         """Residuals per precision over the whole training set: a number, or a tensor () where code is compiled."""
-        outputs = self.outputs_per_precision
-        return self.num_data * (outputs.double() if is_compiling() else float(outputs))
+        return self.num_data * (self.outputs_per_precision.double() if is_compiling() else self._outputs)
+
+    @property
+    def _outputs(self) -> int:
+        """Outputs per precision; read from the device only when it was written."""
+        count = self.outputs_per_precision
+        if self._known_outputs[0] is not count or self._known_outputs[1] != count._version:
+            self._known_outputs = count, count._version, int(count)
+        return self._known_outputs[2]
 
     @property
     def shape(self) -> Tensor:
@@ -221,5 +229,5 @@ class GaussianLikelihood(Likelihood):
     def _set_outputs(self, f: Tensor) -> None:
         if is_compiling():  # what is compiled was done once before
             return
-        if self.num_outputs == 1 and int(self.outputs_per_precision) != f.shape[-1]:
+        if self.num_outputs == 1 and self._outputs != f.shape[-1]:
             self.outputs_per_precision.fill_(f.shape[-1])
