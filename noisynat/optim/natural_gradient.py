@@ -184,7 +184,7 @@ class NoisyNaturalGradient(Optimizer):
 
     def _update_curvature(self) -> None:
         if self.network.statistics_due:
-            passed = self.statistics_interval.passed(self.steps - 1) if self._by_step else 1
+            passed = self.statistics_interval.at(self.steps - 1) if self._by_step else 1
             for posterior in self._posteriors:
                 posterior.curvature.commit(self._group_of(posterior)["betas"][1] ** passed)
 

@@ -84,7 +84,7 @@ def test_plans_and_cycles_are_those_of_the_optimizer() -> None:
     default = CONTENDERS["nng-kron"].build(SMALL, CPU)
     assert default.plan is not None
     assert default.plan.columns == 1  # 784 inputs: sampled targets
-    assert default.settling == 105  # when the interval of 20 steps is reached
+    assert default.settling == 100  # when the interval of 20 steps is reached
     assert default.cycle % default.optimizer.refresh_every == 0
     assert default.cycle % default.optimizer.stats_every == 0
 
