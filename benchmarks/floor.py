@@ -10,7 +10,7 @@ Per layer, the weight is o x c (bias included) and the batch has B examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 from benchmarks.networks import Shape
 from noisynat.posteriors.families import FactorSizes, Rank
@@ -25,32 +25,55 @@ _GRADIENT_METHODS = ("sgd", "adam", "mean_field")
 STAGES = ("forward", "noise", "backward", "statistics", "refresh", "precondition", "trust region", "mean step")
 
 
+THIN = 100
+"""Below it, libraries do not reach the rate of a large product."""
+
+
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does per second: operations of a large matrix product, bytes read and written by a copy."""
+    """What the machine does per second.
+
+    Args:
+        flops: operations of a large matrix product.
+        bytes: read and written by a copy.
+        thin: operations of a product with 32 columns.
+        normals: random numbers.
+    """
 
     flops: float
     bytes: float
+    thin: float
+    normals: float
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations and bytes that move."""
+    """What is to be done.
+
+    Args:
+        flops: floating-point operations.
+        bytes: that move.
+        thin: those of the operations that are in products of which a side is below :data:`THIN`.
+        normals: random numbers.
+    """
 
     flops: float = 0.0
     bytes: float = 0.0
+    thin: float = 0.0
+    normals: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
+        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, factor: float) -> Work:
-        return Work(factor * self.flops, factor * self.bytes)
+        return Work(*(factor * mine for mine in astuple(self)))
 
     __rmul__ = __mul__
 
     def seconds(self, rates: Rates) -> float:
         """The floor."""
-        return max(self.flops / rates.flops, self.bytes / rates.bytes)
+        computing = (self.flops - self.thin) / rates.flops + self.thin / rates.thin + self.normals / rates.normals
+        return max(computing, self.bytes / rates.bytes)
 
 
 @dataclass(frozen=True)
@@ -104,7 +127,13 @@ def step_work(layers: Sequence[Shape], batch: int, plan: Plan) -> dict[str, Work
 
 def product(m: int, k: int, n: int) -> Work:
     """An (m, k) times a (k, n) matrix."""
-    return Work(2.0 * m * k * n, FLOAT_BYTES * (m * k + k * n + m * n))
+    flops = 2.0 * m * k * n
+    return Work(flops, FLOAT_BYTES * (m * k + k * n + m * n), flops if min(m, k, n) < THIN else 0.0)
+
+
+def normals(count: int) -> Work:
+    """Random numbers."""
+    return Work(normals=float(count))
 
 
 def passes(count: int, entries: int) -> Work:
@@ -118,7 +147,8 @@ def _layer_work(o: int, c: int, b: int, plan: Plan, *, first: bool, scalar: bool
     if not first:
         backward = backward + product(b, o, c)
         if plan.noise in ("auto", "local", "flipout"):
-            backward = backward + noise  # the same products, transposed: noise depends on a layer's inputs
+            again = replace(noise, normals=0.0)  # the same products, transposed: noise depends on a layer's inputs
+            backward = backward + again
     if plan.structure == "mean_field":
         backward = backward + product(o, b, c) + passes(4, o * c)  # log standard deviations; the KL and its gradients
     return {
@@ -141,19 +171,24 @@ def _noise(o: int, c: int, b: int, plan: Plan) -> Work:
     if ranks is not None:
         p, q = ranks
         if plan.noise == "shared":
-            return _thin(o, c, ranks) + passes(3, o * c)
+            return _thin(o, c, ranks) + passes(3, o * c) + normals(o * c)
         ends = product(b, c, q) + product(b, q, p) + product(b, p, o)
-        return ends + (product(b, c, o) + passes(2, o * c) if plan.noise == "flipout" else passes(2, b * o))
+        if plan.noise == "flipout":
+            return ends + product(b, c, o) + passes(2, o * c) + normals(o * c)
+        if plan.noise == "auto" and b > _DIRECTIONS:
+            shared = product(b, _DIRECTIONS, o) + 2 * product(_DIRECTIONS, p, o) + normals(_DIRECTIONS * o)
+            return ends + shared + passes(2, b * o) + normals(b * p)
+        return ends + passes(2, b * o) + normals(b * o)
     if plan.noise == "shared":
-        return bases * (product(o, o, c) + product(o, c, c)) + passes(3, o * c)
+        return bases * (product(o, o, c) + product(o, c, c)) + passes(3, o * c) + normals(o * c)
     rotated = bases * (product(b, c, c) + product(b, o, o))
     if plan.noise == "flipout":
-        return rotated + product(b, c, o) + passes(2, o * c)
-    local = rotated + (passes(2, b * o) if plan.structure == "matrix_normal" else product(b, c, o))
+        return rotated + product(b, c, o) + passes(2, o * c) + normals(o * c)
+    local = rotated + (passes(2, b * o) if plan.structure == "matrix_normal" else product(b, c, o)) + normals(b * o)
     if plan.noise != "auto" or plan.structure not in ("matrix_normal", "kronecker"):
         return local
     shared = product(b, c, c) + product(b, c, _DIRECTIONS) + product(_DIRECTIONS, o, o) + product(b, _DIRECTIONS, o)
-    return min(local, shared, key=lambda work: work.flops)
+    return min(local, shared + normals(_DIRECTIONS * o), key=lambda work: work.flops)
 
 
 def _thin(o: int, c: int, ranks: tuple[int, int]) -> Work:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,18 @@ from benchmarks.floor import Rates
 from benchmarks.rounds import Clock
 from experiments import records
 
+_COLUMNS = 32  # of thin matrices
 _REPEATS = 5
 _SOURCES = (Path(noisynat.__file__).parent, Path(__file__).parent)
 
 
 def measured_rates(clock: Clock, dtype: torch.dtype = torch.float32, side: int = 2048) -> Rates:
-    """The best of a few products of square matrices, and of a few copies, with the threads that torch has now.
+    """The best of a few tries of each kind of work, with the threads that torch has now.
 
     Args:
         clock: of the device.
-        dtype: of both.
-        side: of the matrices; the copies are of eight times as many numbers.
+        dtype: of all numbers.
+        side: of the matrices; the copies are of eight times as many numbers, the thin products half as long.
     """
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator).to(clock.device, dtype) for _ in range(2))
@@ -34,17 +35,33 @@ def measured_rates(clock: Clock, dtype: torch.dtype = torch.float32, side: int =
     source = torch.ones(8, side, side, dtype=dtype, device=clock.device)
     target = torch.empty_like(source)
 
+    half = side // 2
+    long, thin = a[:half, :half].contiguous(), a[:half, :_COLUMNS].contiguous()
+    columns, numbers = torch.empty_like(thin), torch.empty_like(long)
+
     def multiply() -> None:
         torch.mm(a, b, out=out)
 
     def copy() -> None:
         target.copy_(source)
 
-    for work in (multiply, copy):
+    def multiply_thin() -> None:
+        torch.mm(long, thin, out=columns)
+
+    def draw() -> None:
+        numbers.normal_()
+
+    def best(work: Callable[[], None]) -> float:
         clock.seconds(work)
-    product = min(clock.seconds(multiply) for _ in range(_REPEATS))
-    copied = min(clock.seconds(copy) for _ in range(_REPEATS))
-    return Rates(flops=2 * side**3 / product, bytes=2 * source.numel() * source.element_size() / copied)
+        return min(clock.seconds(work) for _ in range(_REPEATS))
+
+    with torch.random.fork_rng(devices=[clock.device] if clock.device.type == "cuda" else []):
+        return Rates(
+            flops=2 * side**3 / best(multiply),
+            bytes=2 * source.numel() * source.element_size() / best(copy),
+            thin=2 * half * thin.numel() / best(multiply_thin),
+            normals=numbers.numel() / best(draw),
+        )
 
 
 def provenance(module: str, device: torch.device, packages: list[str]) -> dict[str, Any]:

@@ -161,7 +161,10 @@ _OTHERS = {"stages": _stages, "memorized": _memorized, "prediction": _prediction
 
 def _provenance(section: Section) -> list[str]:
     rates = section["rates"]
-    speed = f"{rates['flops'] / 1e9:.3g} GFLOP/s in matrix products, {rates['bytes'] / 1e9:.3g} GB/s in copies"
+    speed = (
+        f"{rates['flops'] / 1e9:.3g} GFLOP/s in matrix products, {rates['thin'] / 1e9:.3g} in thin ones, "
+        f"{rates['bytes'] / 1e9:.3g} GB/s in copies, {rates['normals'] / 1e9:.2g} billion random numbers a second"
+    )
     lines = summary.provenance_lines(section["provenance"])
     state = f"denormal numbers {section['provenance']['denormals']}; code {section['provenance']['source']}"
     return [*lines[:-1], f"{lines[-1]}; {speed}; {state}"]

@@ -19,15 +19,17 @@ def flops(plan: Plan, stage: str) -> float:
 
 
 def test_a_product_and_a_pass_by_hand() -> None:
-    assert product(2, 3, 4) == Work(flops=2 * 2 * 3 * 4, bytes=4 * (2 * 3 + 3 * 4 + 2 * 4))
+    assert product(2, 3, 4) == Work(flops=48, bytes=4 * (2 * 3 + 3 * 4 + 2 * 4), thin=48)
+    assert product(100, 200, 100) == Work(flops=4e6, bytes=4 * 5e4)
     assert passes(3, 10) == Work(0, 3 * 10 * 4)
 
 
 def test_a_floor_is_the_larger_of_operations_and_bytes() -> None:
-    rates = Rates(flops=100.0, bytes=10.0)
+    rates = Rates(flops=100.0, bytes=10.0, thin=20.0, normals=5.0)
+    assert Work(1000, 50, thin=400, normals=20).seconds(rates) == 6 + 20 + 4
     assert Work(1000, 50).seconds(rates) == 10
     assert Work(100, 50).seconds(rates) == 5
-    assert 3 * Work(1, 2) + Work(10, 20) == Work(13, 26)
+    assert 3 * Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(13, 26, 39, 52)
 
 
 def test_forward_and_backward_of_every_gradient_method() -> None:
@@ -101,7 +103,7 @@ def test_replicas_multiply_all_of_it() -> None:
 
 
 def test_the_floor_of_a_step_is_per_stage() -> None:
-    rates = Rates(flops=1e3, bytes=1e2)
+    rates = Rates(flops=1e3, bytes=1e2, thin=1e3, normals=1e3)
     floors = step_floor(LAYERS, BATCH, Plan("adam"), rates)
     assert tuple(floors) == STAGES
     assert floors["mean step"] == 7 * 4 * 23 / 1e2

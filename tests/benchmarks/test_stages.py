@@ -11,7 +11,7 @@ from benchmarks.rounds import Clock
 from benchmarks.stages import HOOKS, Stopwatch, profiled, watched
 
 SMALL = digits("small", (30, 30), batch=16)
-RATES = Rates(flops=1e9, bytes=1e9)
+RATES = Rates(flops=1e9, bytes=1e9, thin=1e9, normals=1e9)
 
 
 def test_an_inner_stage_interrupts_the_outer_one() -> None:

@@ -40,7 +40,7 @@ def row(contender: str, seconds: float, **changes: Any) -> dict[str, Any]:
 def section(
     rows: list[dict[str, Any]], skipped: tuple[dict[str, str], ...] = (), source: str = "abc"
 ) -> dict[str, Any]:
-    rates = {"flops": 5e9, "bytes": 2e9}
+    rates = {"flops": 5e9, "bytes": 2e9, "thin": 1e9, "normals": 1e8}
     return {
         "settings": {"source": source},
         "provenance": PROVENANCE,
@@ -160,7 +160,10 @@ def test_the_table_of_a_network() -> None:
     )
     assert text.count("| – | – | – |") == 1  # the peer has neither floor nor memory
     assert "- peer-y (mlp): it is not there" in text
-    assert "5 GFLOP/s in matrix products, 2 GB/s in copies; denormal numbers kept; code abc" in text
+    assert (
+        "5 GFLOP/s in matrix products, 1 in thin ones, 2 GB/s in copies, 0.1 billion random numbers a second; denormal numbers kept; code abc"
+        in text
+    )
 
 
 def test_the_table_of_a_sweep_and_its_powers() -> None:
@@ -203,7 +206,7 @@ def test_the_table_of_what_is_learned_by_heart() -> None:
 
 def test_provenance_is_told_once_where_it_is_the_same(tmp_path: Path) -> None:
     other = section([row("adam", 2e-3)])
-    other["rates"] = {"flops": 7e9, "bytes": 2e9}
+    other["rates"] = {"flops": 7e9, "bytes": 2e9, "thin": 1e9, "normals": 1e8}
     parts = {"mlp": section([row("adam", 2e-3)]), "mlp-512": section([row("adam", 2e-3)]), "table": other}
     text = report.markdown(parts)
     assert "Sections: mlp, mlp-512  " in text

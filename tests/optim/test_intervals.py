@@ -58,7 +58,7 @@ def test_intervals_settle(steps: int) -> None:
     assert all(after - before == steps for before, after in pairwise([step for step in due if step >= early[-1]]))
 
 
-@pytest.mark.parametrize(("width", "stats_every", "refresh_every"), [(255, 10, 100), (256, 10, 20)])  # and the bias
+@pytest.mark.parametrize(("width", "stats_every", "refresh_every"), [(255, 5, 50), (256, 10, 20)])  # and the bias
 def test_both_are_rare_once_they_have_settled(width: int, stats_every: int, refresh_every: int) -> None:
     optimizer = make(width)
     assert (optimizer.stats_every, optimizer.refresh_every) == (stats_every, refresh_every)
