@@ -24,7 +24,7 @@ from noisynat.posteriors.base import Posterior
 from noisynat.posteriors.families import STRUCTURES, FactorSizes, Rank, Structure, is_wide, make_posteriors
 from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
-from noisynat.precision import is_reduced
+from noisynat.precision import is_reduced, passes_in
 from noisynat.predictive import Predictive
 from noisynat.priors import GaussianPrior, Prior, priors_by_layer
 from noisynat.progress import Progress
@@ -473,10 +473,7 @@ class VariationalNetwork(nn.Module):
         size = batch_size or self._sampler.rows_per_pass(draws[0])
         evaluate = self._sampler.evaluate if predictive == "sampled" else self._sampler.evaluate_linearized
         chunks, parts = x.split(size, rows), []
-        with ExitStack() as stack:
-            bar = stack.enter_context(Progress(len(chunks), unit="pass", enabled=progress))
-            if precision is not None:
-                stack.enter_context(torch.autocast(x.device.type, precision))
+        with Progress(len(chunks), unit="pass", enabled=progress) as bar, passes_in(precision, x.device):
             for chunk in chunks:
                 parts.append(evaluate(chunk, draws).to(self.layers[0].mean.dtype))
                 bar.update(len(parts))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -20,6 +21,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+
+
+def passes_in(precision: torch.dtype | None, device: torch.device) -> AbstractContextManager[Any]:
+    """Run a block's products in this precision by autocast, or as they are for None."""
+    return nullcontext() if precision is None else torch.autocast(device.type, precision)
 
 
 def is_reduced(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from noisynat import border
 from noisynat.network import Outcome, VariationalNetwork
 from noisynat.optim.moves import MeanMove, Pace, PointMove, move_means, move_point_estimates
 from noisynat.optim.natural_gradient import NoisyNaturalGradient
+from noisynat.precision import is_reduced, passes_in
 from noisynat.random import Call
 
 _LIMIT = 64  # of compiled kinds of networks and batches, in all of the process
@@ -90,30 +91,38 @@ class CompiledStep:
         Raises:
             ValueError, TypeError: as for :meth:`noisynat.VariationalNetwork.loss`.
         """
+        device = self.network.layers[0].mean.device
+        if not is_reduced(device):
+            return self._step(x, y, None)
+        precision = torch.get_autocast_dtype(device.type)  # of the pass; the rest has its own
+        with torch.autocast(device.type, enabled=False):
+            return self._step(x, y, precision)
+
+    def _step(self, x: Tensor, y: Tensor, precision: torch.dtype | None) -> Tensor:
         network, feeds = self.network, self.network.statistics_due
         plan = self._plans.get(feeds)
         if plan is None or feeds in self._refused:
-            return self._as_usual(x, y, feeds)
+            return self._as_usual(x, y, feeds, precision)
         x = border.with_replicas(border.checked_inputs(x, network.layers[0].mean), network.replicas)
         if not plan.fits(x):
-            return self._as_usual(x, y, feeds)
+            return self._as_usual(x, y, feeds, precision)
         y = network.checked_targets(plan.outputs, border.checked_targets(y))
         for parameter in self.optimizer.parameters:
             parameter.grad = None
         self.optimizer.forget()
-        self.optimizer.prepare(len(x[0]) if network.replicas else len(x))
+        self.optimizer.prepare(x.shape[len(network.replicas)])
         numbers = network.training_stream.repeat(plan.calls)
         paces = self._with_tensors(self.optimizer.next_paces())
         means, points = self.optimizer.mean_moves(paces), self.optimizer.point_moves(paces)
-        loss, outcome = self._run(feeds, network, x, y, numbers, means, points, self.optimizer.kl_clip)
+        loss, outcome = self._run(feeds, network, x, y, numbers, means, points, self.optimizer.kl_clip, precision)
         network.accumulate(outcome.statistics)
         self.optimizer.finish_step()
         return loss
 
-    def _as_usual(self, x: Tensor, y: Tensor, feeds: bool) -> Tensor:
+    def _as_usual(self, x: Tensor, y: Tensor, feeds: bool, precision: torch.dtype | None) -> Tensor:
         network = self.network
         self.optimizer.zero_grad()
-        with network.training_stream.recorded() as calls:
+        with network.training_stream.recorded() as calls, passes_in(precision, x.device):
             loss, outcome = network.checked_pass(x, y)
         loss.sum().backward()
         network.take_in(outcome)
@@ -149,14 +158,8 @@ class CompiledStep:
         """With tensors for what changes between steps: every new number would mean compiling anew."""
         if self._paces[0] != paces:
             mean = self.network.layers[0].mean
-            numbers = torch.tensor([pace[:3] for pace in paces], dtype=mean.dtype, device=mean.device)
-            self._paces = (
-                paces,
-                [
-                    Pace(lr, unbiased, unbiased_square, pace.betas, pace.damping)
-                    for (lr, unbiased, unbiased_square), pace in zip(numbers, paces, strict=True)
-                ],
-            )
+            numbers = torch.tensor([pace[:-1] for pace in paces], dtype=mean.dtype, device=mean.device)
+            self._paces = paces, [Pace._make([*row, pace.damping]) for row, pace in zip(numbers, paces, strict=True)]
         return self._paces[1]
 
 
@@ -168,9 +171,10 @@ def _pass_and_move(
     means: Sequence[MeanMove],
     points: Sequence[PointMove],
     kl_clip: float | None,
+    precision: torch.dtype | None,
 ) -> tuple[Tensor, Outcome]:
     """What is compiled: all of a step but random numbers, averages of statistics and factorizations."""
-    with network.training_stream.given(numbers):
+    with network.training_stream.given(numbers), passes_in(precision, x.device):
         loss, outcome = network.training_pass(x, y)
     loss.sum().backward()
     with torch.no_grad():

@@ -25,7 +25,8 @@ class Pace(NamedTuple):
     """1 / (1 - beta1^k)."""
     unbiased_square: float | Tensor
     """1 / (1 - beta2^k)."""
-    betas: tuple[float, float]
+    beta1: float | Tensor
+    beta2: float | Tensor
     damping: float
 
 
@@ -54,9 +55,9 @@ def move_means(moves: Sequence[MeanMove], kl_clip: float | None) -> None:
     taken, changes = [], []
     for posterior, momenta, precisions, paces in moves:
         first = paces[0]
-        beta1 = first.betas[0]
         for layer, momentum, precision in zip(posterior.layers, momenta, precisions, strict=True):
-            momentum.lerp_(_gradient_of(layer.mean), 1 - beta1).addcmul_(layer.mean, (1 - beta1) * precision)
+            momentum.lerp_(_gradient_of(layer.mean), 1 - first.beta1)
+            momentum.addcmul_(layer.mean, (1 - first.beta1) * precision)
         step = posterior.precondition(momenta, first.damping)
         factors = [pace.lr * first.unbiased for pace in paces]
         taken.append((posterior, step, factors))
@@ -68,7 +69,7 @@ def move_means(moves: Sequence[MeanMove], kl_clip: float | None) -> None:
 
 def move_point_estimates(moves: Sequence[PointMove]) -> None:
     """Move point estimates along their gradients by Adam."""
-    for parameter, momentum, square, (lr, unbiased, unbiased_square, (beta1, beta2), _) in moves:
+    for parameter, momentum, square, (lr, unbiased, unbiased_square, beta1, beta2, _) in moves:
         gradient = _gradient_of(parameter)
         momentum.lerp_(gradient, 1 - beta1)
         square.lerp_(gradient.square(), 1 - beta2)

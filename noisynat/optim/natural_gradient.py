@@ -134,8 +134,9 @@ class NoisyNaturalGradient(Optimizer):
         paces = []
         for group in self.param_groups:
             group["steps"] += 1
-            one, two = (1 / (1 - beta**self.steps) for beta in group["betas"])
-            paces.append(Pace(group["lr"], one, two, group["betas"], group["damping"]))
+            beta1, beta2 = group["betas"]
+            unbiased, unbiased_square = (1 / (1 - beta**self.steps) for beta in (beta1, beta2))
+            paces.append(Pace(group["lr"], unbiased, unbiased_square, beta1, beta2, group["damping"]))
         return paces
 
     def mean_moves(self, paces: Sequence[Pace]) -> list[MeanMove]:

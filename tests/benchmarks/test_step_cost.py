@@ -160,10 +160,8 @@ def test_the_table_of_a_network() -> None:
     )
     assert text.count("| – | – | – |") == 1  # the peer has neither floor nor memory
     assert "- peer-y (mlp): it is not there" in text
-    assert (
-        "5 GFLOP/s in matrix products, 1 in thin ones, 2 GB/s in copies, 0.1 billion random numbers a second; denormal numbers kept; code abc"
-        in text
-    )
+    assert "5 GFLOP/s in matrix products, 1 in thin ones, 2 GB/s in copies, 0.1 billion random numbers a second" in text
+    assert "; denormal numbers kept; code abc" in text
 
 
 def test_the_table_of_a_sweep_and_its_powers() -> None:
