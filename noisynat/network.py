@@ -301,14 +301,11 @@ class VariationalNetwork(nn.Module):
 
     def loss_per_replica(self, x: Tensor, y: Tensor) -> Tensor:
         """As :meth:`loss`, before the sum over replicas: (*replicas,)."""
-        loss, outcome = self.checked_pass(x, y)
+        x = border.checked_inputs(x, self.layers[0].mean)
+        loss, outcome = self.training_pass(x, border.checked_targets(y))
         if torch.is_grad_enabled() and loss.requires_grad:
             loss.register_hook(partial(self.take_in, outcome))
         return loss
-
-    def checked_pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Outcome]:
-        """:meth:`training_pass` of any inputs and targets."""
-        return self.training_pass(border.checked_inputs(x, self.layers[0].mean), border.checked_targets(y))
 
     def training_pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Outcome]:
         """The loss (*replicas,) of finite inputs and targets, and what else the pass tells."""

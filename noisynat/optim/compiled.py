@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,28 +23,33 @@ _LIMIT = 64  # of compiled kinds of networks and batches, in all of the process
 Backend = str | Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What the first step of a kind tells of all others."""
+class _Kind(NamedTuple):
+    """Steps that are alike."""
 
+    feeds: bool
+    training: bool
+    precision: torch.dtype | None
     shape: torch.Size
     dtype: torch.dtype
+
+
+class _Plan(NamedTuple):
+    """What one step of a kind tells of all others."""
+
     outputs: Tensor
     """Of the network, as to shape, dtype and device; all zero."""
     calls: list[Call]
     """For random numbers."""
-
-    def fits(self, x: Tensor) -> bool:
-        return x.shape == self.shape and x.dtype == self.dtype
 
 
 class CompiledStep:
     """``step(x, y)``: zero_grad, forward and backward pass and the optimizer's step as one function of torch.compile.
 
     The numbers are those of the usual loop up to rounding, random ones included (but for dropout's), and both may be
-    mixed. Batches of the shape that comes first are compiled, once for plain steps and once for steps that feed the
-    curvature; other shapes, and factorizations, run as usual. Compiling takes from some seconds to a minute, most of it
-    only the first time on a machine: it is for long trainings of small networks, or of many replicas.
+    mixed. Steps are compiled for batches of a shape that comes twice in a row, once plain and once for feeding the
+    curvature; factorizations, and batches like an epoch's smaller last one, run as usual. Compiling takes from some
+    seconds to a minute, most of it only the first time on a machine: it is for long trainings of small networks, or of
+    many replicas.
 
     Args:
         optimizer: whose network is trained. What cannot be compiled, such as a likelihood of your own that looks at
@@ -73,9 +77,10 @@ class CompiledStep:
             raise RuntimeError(f"PyTorch {torch.__version__} cannot compile backward passes; 2.13 can")
         self.optimizer, self.network = optimizer, optimizer.network
         self._compiled = torch.compile(_pass_and_move, fullgraph=True, dynamic=False, backend=backend)
-        self._plans: dict[bool, _Plan] = {}
-        self._ready: set[bool] = set()
-        self._refused: set[bool] = set()
+        self._plans: dict[_Kind, _Plan] = {}
+        self._last: dict[bool, _Kind] = {}  # of the steps that feed the curvature, and of the others
+        self._ready: set[_Kind] = set()
+        self._refused: set[_Kind] = set()
         self._paces: tuple[list[Pace], list[Pace]] = [], []  # in numbers, and with tensors
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -99,13 +104,19 @@ class CompiledStep:
             return self._step(x, y, precision)
 
     def _step(self, x: Tensor, y: Tensor, precision: torch.dtype | None) -> Tensor:
-        network, feeds = self.network, self.network.statistics_due
-        plan = self._plans.get(feeds)
-        if plan is None or feeds in self._refused:
-            return self._as_usual(x, y, feeds, precision)
+        network = self.network
         x = border.with_replicas(border.checked_inputs(x, network.layers[0].mean), network.replicas)
-        if not plan.fits(x):
-            return self._as_usual(x, y, feeds, precision)
+        kind = _Kind(network.statistics_due, network.training, precision, x.shape, x.dtype)
+        again = self._last.get(kind.feeds) == kind
+        if kind in self._refused or not (again or kind in self._ready):
+            loss = self._as_usual(x, y, kind)
+        else:
+            loss = self._planned(x, y, kind, self._plans[kind])
+        self._last[kind.feeds] = kind
+        return loss
+
+    def _planned(self, x: Tensor, y: Tensor, kind: _Kind, plan: _Plan) -> Tensor:
+        network = self.network
         y = network.checked_targets(plan.outputs, border.checked_targets(y))
         for parameter in self.optimizer.parameters:
             parameter.grad = None
@@ -114,31 +125,27 @@ class CompiledStep:
         numbers = network.training_stream.repeat(plan.calls)
         paces = self._with_tensors(self.optimizer.next_paces())
         means, points = self.optimizer.mean_moves(paces), self.optimizer.point_moves(paces)
-        loss, outcome = self._run(feeds, network, x, y, numbers, means, points, self.optimizer.kl_clip, precision)
+        loss, outcome = self._run(kind, network, x, y, numbers, means, points, self.optimizer.kl_clip, kind.precision)
         network.accumulate(outcome.statistics)
         self.optimizer.finish_step()
         return loss
 
-    def _as_usual(self, x: Tensor, y: Tensor, feeds: bool, precision: torch.dtype | None) -> Tensor:
+    def _as_usual(self, x: Tensor, y: Tensor, kind: _Kind) -> Tensor:
         network = self.network
         self.optimizer.zero_grad()
-        with network.training_stream.recorded() as calls, passes_in(precision, x.device):
-            loss, outcome = network.checked_pass(x, y)
+        with network.training_stream.recorded() as calls, passes_in(kind.precision, x.device):
+            loss, outcome = network.training_pass(x, border.checked_targets(y))
         loss.sum().backward()
         network.take_in(outcome)
         self.optimizer.step()
-        if feeds not in self._plans:
-            x = border.with_replicas(x, network.replicas)
-            self._plans[feeds] = _Plan(
-                x.shape, x.dtype, torch.zeros_like(outcome.f[..., :1, :1]).expand_as(outcome.f), calls
-            )
+        self._plans[kind] = _Plan(torch.zeros_like(outcome.f[..., :1, :1]).expand_as(outcome.f), calls)
         return loss.detach()
 
-    def _run(self, feeds: bool, *arguments: Any) -> tuple[Tensor, Outcome]:
+    def _run(self, kind: _Kind, *arguments: Any) -> tuple[Tensor, Outcome]:
         from torch._dynamo import config
         from torch._dynamo.exc import TorchDynamoException
 
-        if feeds in self._ready:
+        if kind in self._ready:
             try:
                 return self._compiled(*arguments)
             except TorchDynamoException:  # something has changed, and compiling anew takes the setting below
@@ -149,9 +156,9 @@ class CompiledStep:
                 result: tuple[Tensor, Outcome] = self._compiled(*arguments)
         except TorchDynamoException as error:
             warnings.warn(f"this step is not compiled, but runs as usual: {error}", stacklevel=3)
-            self._refused.add(feeds)
+            self._refused.add(kind)
             return _pass_and_move(*arguments)
-        self._ready.add(feeds)
+        self._ready.add(kind)
         return result
 
     def _with_tensors(self, paces: list[Pace]) -> list[Pace]:

@@ -197,6 +197,26 @@ def test_batches_of_other_shapes_run_as_usual() -> None:
         )
 
 
+def test_the_shape_of_most_batches_is_compiled_even_if_another_comes_first() -> None:
+    counter = Counter()
+    _, optimizer = make()
+    step = noisynat.CompiledStep(optimizer, backend=counter)
+    for number, (x, y) in enumerate(batches("gamma", None, 16)):
+        step(x[:7], y[:7]) if number % 8 == 0 else step(x, y)
+    assert {kind.shape for kind in step._ready} == {torch.Size([16, 4])}
+
+
+def test_modes_are_told_apart() -> None:
+    """In eval() there is no noise, and no random number is drawn."""
+    (bnn, optimizer), (other, other_optimizer) = make(), make()
+    step = noisynat.CompiledStep(other_optimizer, backend="eager")
+    for number, (x, y) in enumerate(batches("gamma", None, 20)):
+        for network in (bnn, other):
+            network.train(number // 4 % 2 == 0)
+        torch.testing.assert_close(step(x, y), usual(bnn, optimizer, x, y), rtol=1e-8, atol=1e-8)
+    assert {kind.training for kind in step._ready} == {False, True}
+
+
 def test_gradients_left_over_do_not_count() -> None:
     (bnn, optimizer), (other, other_optimizer) = make(), make()
     step = noisynat.CompiledStep(other_optimizer, backend="eager")
@@ -232,6 +252,9 @@ def test_input_is_checked() -> None:
     _, optimizer = make()
     step = noisynat.CompiledStep(optimizer, backend="eager")
     (x, y), *_ = batches("gamma", None, 1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="targets have shape"):
+            step(x, y[:, 0])
     for _ in range(2):
         step(x, y)
         with pytest.raises(ValueError, match="NaN"):
@@ -274,7 +297,7 @@ def test_passes_in_reduced_precision() -> None:
     x = torch.randn(16, 4)
     with torch.autocast("cpu", torch.bfloat16):
         losses = [float(step(x, x[:, :1].sin())) for _ in range(200)]
-    assert step._ready == {False, True}
+    assert {kind.feeds for kind in step._ready} == {False, True}
     assert not step._refused
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
     assert bnn.layers[0].mean.dtype == torch.float32
