@@ -70,6 +70,10 @@ class OutputNoise(DampedInverse, Protocol):
     def is_separable(self) -> bool:
         """Whether :meth:`separable_noise` is there."""
 
+    @property
+    def parts_vary(self) -> bool:
+        """Whether the number of its random numbers changes with the curvature."""
+
     def separable_pays(self, examples: int, directions: int) -> bool:
         """Whether it costs less than :meth:`local_noise`."""
 
@@ -113,6 +117,7 @@ class KroneckerBasisInverse:
         right: R (*batch, in, in), or None for the identity.
         basis_logdet: log |L kron R| (*batch,); zero (None) for orthogonal bases.
         make_parts: gives :attr:`parts`, for those who ask; None if v is no short sum.
+        parts_vary: whether their number depends on v.
     """
 
     variance: Tensor
@@ -120,6 +125,7 @@ class KroneckerBasisInverse:
     right: Tensor | None = None
     basis_logdet: Tensor | None = None
     make_parts: Callable[[], tuple[Tensor, Tensor]] | None = None
+    parts_vary: bool = False
     supports_output_noise: bool = field(default=True, init=False)
     _of_one_output: Tensor | None = field(default=None, init=False)
 

@@ -143,4 +143,4 @@ def invert_in_eigenbasis(
     """(Q diag(eigenvalues) Q^T + damping I)^-1 with Q = Q_S (x) Q_A, for eigenvalues (*batch, out, in)."""
     variance, failed = positive_or_one((eigenvalues + damping).reciprocal_())
     left = None if eigenvalues.shape[-2] == 1 else basis["S.vectors"]  # of one output it is 1 or -1
-    return KroneckerBasisInverse(variance, left, basis["A.vectors"], make_parts=make_parts), failed
+    return KroneckerBasisInverse(variance, left, basis["A.vectors"], make_parts=make_parts, parts_vary=True), failed

@@ -76,6 +76,10 @@ class TruncatedInverse:
     def is_separable(self) -> bool:
         return self.left is not None
 
+    @property
+    def parts_vary(self) -> bool:
+        return False
+
     def separable_pays(self, examples: int, directions: int) -> bool:
         return examples > directions
 

@@ -45,11 +45,11 @@ class _Plan(NamedTuple):
 class CompiledStep:
     """``step(x, y)``: zero_grad, forward and backward pass and the optimizer's step as one function of torch.compile.
 
-    The numbers are those of the usual loop up to rounding, random ones included (but for dropout's), and both may be
-    mixed. Steps are compiled for batches of a shape that comes twice in a row, once plain and once for feeding the
-    curvature; factorizations, and batches like an epoch's smaller last one, run as usual. Compiling takes from some
-    seconds to a minute, most of it only the first time on a machine: it is for long trainings of small networks, or of
-    many replicas.
+    The numbers are those of the usual loop up to rounding, random ones included, and both may be mixed; but dropout has
+    its own, and layers of some hundred units have local noise where the usual loop finds separable cheaper. Steps are
+    compiled for batches of a shape that comes twice in a row, once plain and once for feeding the curvature;
+    factorizations, and batches like an epoch's smaller last one, run as usual. Compiling takes from some seconds to a
+    minute, most of it only the first time on a machine: it is for long trainings of small networks, or of many replicas.
 
     Args:
         optimizer: whose network is trained. What cannot be compiled, such as a likelihood of your own that looks at
@@ -58,6 +58,7 @@ class CompiledStep:
 
     Raises:
         TypeError: if the optimizer is none of this library's.
+        ValueError: if the network's noise is ``"separable"``, and takes another number of random numbers every time.
         RuntimeError: if this PyTorch cannot compile backward passes; 2.13 can.
 
     Example:
@@ -76,6 +77,8 @@ class CompiledStep:
         if not hasattr(config, "trace_autograd_ops"):
             raise RuntimeError(f"PyTorch {torch.__version__} cannot compile backward passes; 2.13 can")
         self.optimizer, self.network = optimizer, optimizer.network
+        for posterior in self.network.posteriors:
+            posterior.keep_shapes()
         self._compiled = torch.compile(_pass_and_move, fullgraph=True, dynamic=False, backend=backend)
         self._plans: dict[_Kind, _Plan] = {}
         self._last: dict[bool, _Kind] = {}  # of the steps that feed the curvature, and of the others

@@ -50,6 +50,7 @@ class Posterior(nn.Module, ABC):
         self._num_data = num_data
         self._kl_weight = kl_weight
         self.noise_mode = noise_mode
+        self.same_shapes = False  # whether random numbers must have the same shapes in every step
         self.batch_shape = self._layers[0].batch_shape
         variances = [
             prior.initial_variance(layer.in_features, self.batch_shape)
@@ -170,6 +171,19 @@ class Posterior(nn.Module, ABC):
             return None
         return root if self.noise_mode_in(examples, reused=reused) == "local" else None
 
+    def keep_shapes(self) -> None:
+        """Draw random numbers of the same shapes in every step from now on.
+
+        Raises:
+            ValueError: if that cannot be, as the user asked for noise whose size varies.
+        """
+        if self.noise_mode == "separable" and cast(OutputNoise, self._root).parts_vary:
+            raise ValueError(
+                f"noise='separable' of {self.name!r} takes another number of random numbers after every "
+                "factorization; use noise='auto'"
+            )
+        self.same_shapes = True
+
     @property
     def noise_scale(self) -> float | Tensor:
         """What turns the root's noise into the posterior's."""
@@ -189,7 +203,7 @@ class Posterior(nn.Module, ABC):
             supports_output_noise=root.supports_output_noise,
             locations=locations,
             reused=reused,
-            separable=self.noise_mode == "auto" and noise.separable_pays(root, examples),
+            separable=self.noise_mode == "auto" and noise.separable_pays(root, examples, self.same_shapes),
         )
 
     def kl_divergence(self) -> Tensor:

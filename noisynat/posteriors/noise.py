@@ -42,12 +42,17 @@ def check_mode(mode: str, structure: str, root: DampedInverse) -> None:
         raise ValueError(f"noise='separable' is for Kronecker posteriors, not for a {structure!r} one; use 'local'")
 
 
-def separable_pays(root: DampedInverse, examples: int) -> bool:
-    """Whether ``separable`` noise costs less than ``local``, and there is enough of it to matter."""
+def separable_pays(root: DampedInverse, examples: int, same_shapes: bool = False) -> bool:
+    """Whether ``separable`` noise costs less than ``local``, and there is enough of it to matter.
+
+    With ``same_shapes`` only if it takes as many random numbers in every step.
+    """
     if not root.supports_output_noise:
         return False
     output = cast(OutputNoise, root)
     outputs, inputs = output.shape
+    if same_shapes and output.parts_vary:
+        return False
     if not output.is_separable or examples * outputs * (inputs + outputs) < _ENOUGH:
         return False
     return output.separable_pays(examples, _DIRECTIONS)

@@ -112,6 +112,28 @@ def test_generated_code_of_truncated_factors_gives_the_same() -> None:
     check_equal("categorical", "inductor", posterior="kronecker", net=net, steps=6)
 
 
+def test_noise_whose_size_would_vary_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Separable noise of exact damping has as many terms as the eigenvalues' range needs, another one each time."""
+    monkeypatch.setattr("noisynat.posteriors.noise._ENOUGH", 1)
+    net = nn.Sequential(nn.Linear(4, 60), nn.Tanh(), nn.Linear(60, 60), nn.Tanh(), nn.Linear(60, 1))
+    bnn, optimizer = make(posterior="kronecker", net=net, refresh_every=2)
+    data = batches("gamma", None, 16, size=500)
+    assert bnn.posteriors[1].noise_mode_in(500) == "separable"
+    step = noisynat.CompiledStep(optimizer, backend="eager")
+    assert bnn.posteriors[1].noise_mode_in(500) == "local"
+    for x, y in data:
+        step(x, y)
+    assert not step._refused
+
+
+def test_separable_noise_of_one_term_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisynat.posteriors.noise._ENOUGH", 1)
+    monkeypatch.setattr("noisynat.posteriors.noise._DIRECTIONS", 2)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    step = check_equal("gamma", "eager", net=net, refresh_every=2)
+    assert step.network.posteriors[1].noise_mode_in(16) == "separable"
+
+
 def test_point_estimates_are_moved_too() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1))
     check_equal("gamma", "eager", net=net)
@@ -262,6 +284,13 @@ def test_input_is_checked() -> None:
         with pytest.raises(ValueError, match="targets have shape"):
             step(x, y[:, 0])
     assert optimizer.steps == 2
+
+
+def test_separable_noise_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+    bnn = noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(), num_data=100, noise="separable")
+    with pytest.raises(ValueError, match="use noise='auto'"):
+        noisynat.CompiledStep(noisynat.NoisyKFAC(bnn))
 
 
 def test_other_optimizers_are_refused() -> None:
