@@ -49,7 +49,8 @@ class CompiledStep:
     its own, and layers of some hundred units have local noise where the usual loop finds separable cheaper. Steps are
     compiled for batches of a shape that comes twice in a row, once plain and once for feeding the curvature;
     factorizations, and batches like an epoch's smaller last one, run as usual. Compiling takes from some seconds to a
-    minute, most of it only the first time on a machine: it is for long trainings of small networks, or of many replicas.
+    minute, most of it only the first time on a machine: it pays for long trainings of small networks, or of many
+    replicas.
 
     Args:
         optimizer: whose network is trained. What cannot be compiled, such as a likelihood of your own that looks at
