@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_SMALL = 2**16
+_SMALL = 2**16  # entries of all matrices
 
 
 class Step(Protocol):
@@ -72,6 +72,6 @@ def inner_product(left: Tensor, right: Tensor) -> Tensor:
     """<left, right> (*batch,) of (*batch, m, n)."""
     if left.dim() == 2:
         return torch.dot(left.reshape(-1), right.reshape(-1))
-    if left.numel() <= _SMALL:  # where batched products of rows and columns cost more than a second matrix
+    if left.numel() <= _SMALL:  # there, batched products of rows and columns cost more than a second matrix
         return (left * right).sum((-2, -1))
     return (left.flatten(-2).unsqueeze(-2) @ right.flatten(-2).unsqueeze(-1)).squeeze(-1).squeeze(-1)

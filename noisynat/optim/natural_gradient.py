@@ -42,12 +42,12 @@ class NoisyNaturalGradient(Optimizer):
         fisher: ``"ggn"``, ``"mc"`` or ``"empirical"``; None chooses by the number of outputs and the network's size.
         kl_clip: bound of the trust region, per replica; None for none.
         stats_every: steps between statistics. None for 5, or 10 in a network with a layer of more than 256 inputs (the
-            bias's constant counted) or outputs, and fewer at first; a batch then counts for all the steps that it
+            bias's constant counted) or outputs, and more often at first; a batch then counts for all the steps that it
             stands for, with the decay beta2^5 or beta2^10.
         stats_examples: of each batch (each loss) feed the curvature, its first ones; None for all. A dense posterior of
             D weights spends B D^2 operations on the statistics of B examples.
         refresh_every: steps between factorizations of the curvature. None for 50, or 20 in a network with such a layer,
-            and fewer at first.
+            and more often at first.
         point_lr: learning rate of the point estimates.
         param_groups: instead of the default groups, dictionaries with ``params`` (means or point estimates of the
             network) and any of ``lr``, ``betas``, ``damping``.
