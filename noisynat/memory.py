@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from noisynat.layers.convert import convertible
+from noisynat.layers.convert import convertible, matrix_shape
 from noisynat.posteriors.families import FactorSizes, Rank, Structure
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -97,37 +97,36 @@ def memory_forecast(
         795010
     """
     found = convertible(net, [layers] if isinstance(layers, str) else layers)
-    shapes = {
-        name: (module.out_features, module.in_features + (module.bias is not None)) for name, module in found.items()
-    }
+    shapes = {name: matrix_shape(module) for name, module in found.items()}
     size = next(iter(found.values())).weight.element_size() if found else 4
     count = replicas if isinstance(replicas, int) else math.prod(replicas or ())
     return forecast(shapes, posterior, count, size, FactorSizes(rank, max_factor_dim))
 
 
 def forecast(
-    shapes: dict[str, tuple[int, int]], structure: str, replicas: int, element_size: int, sizes: FactorSizes
+    shapes: dict[str, tuple[int, int, int]], structure: str, replicas: int, element_size: int, sizes: FactorSizes
 ) -> MemoryForecast:
-    """As :func:`memory_forecast`, from the weights' shapes (out, columns) by layer.
+    """As :func:`memory_forecast`, from the weights' shapes by layer.
 
     Args:
-        shapes: of the layers.
+        shapes: (groups, out / groups, columns) of the layers.
         structure: the family.
         replicas: their number, 1 for none.
         element_size: bytes of a weight's entry.
         sizes: of Kronecker factors.
     """
     if structure == "dense":
-        dim = sum(rows * columns for rows, columns in shapes.values())
-        shapes = {"+".join(shapes): (1, dim)}
+        shapes = {"+".join(shapes): (1, 1, sum(math.prod(shape) for shape in shapes.values()))}
+    elif structure == "dense_per_layer":
+        shapes = {name: (1, 1, math.prod(shape)) for name, shape in shapes.items()}
     rows = []
-    for name, (out, columns) in shapes.items():
+    for name, (groups, out, columns) in shapes.items():
         ranks = sizes.kept(structure, (out, columns))
         entries = (
             _entries(structure, out, columns, element_size) if ranks is None else _truncated((out, columns), ranks)
         )
         side = max(_side(structure, out, columns) if ranks is None else _largest((out, columns), ranks), 1)
-        rows.append(MemoryRow(name, structure, side, int(replicas * element_size * entries)))
+        rows.append(MemoryRow(name, structure, side, int(replicas * groups * element_size * entries)))
     return MemoryForecast(tuple(rows))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,13 +15,22 @@ from torch import Tensor, nn
 from noisynat import border, memory, passes
 from noisynat.compiling import is_compiling
 from noisynat.curvature import fisher
+from noisynat.curvature.sharing import Sharing
 from noisynat.elbo import ELBO, expectation_of_pairs
 from noisynat.functions import SampledFunctions
 from noisynat.layers.base import Record, drawn_weights, recording
 from noisynat.layers.convert import POINT_ESTIMATE, Coverage, convert, coverage
 from noisynat.likelihoods.base import Likelihood
 from noisynat.posteriors.base import Posterior
-from noisynat.posteriors.families import STRUCTURES, FactorSizes, Rank, Structure, is_wide, make_posteriors
+from noisynat.posteriors.families import (
+    STRUCTURES,
+    FactorSizes,
+    Rank,
+    Structure,
+    is_wide,
+    make_posteriors,
+    rules_by_layer,
+)
 from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.posteriors.noise import NoiseMode
 from noisynat.precision import is_reduced, passes_in
@@ -43,13 +52,14 @@ class Outcome(NamedTuple):
 
 
 class VariationalNetwork(nn.Module):
-    """A Bayesian neural network: a copy of ``net`` whose linear layers have a Gaussian posterior over their weights.
+    """A Bayesian neural network: a copy of ``net`` whose linear and convolutional layers have a Gaussian posterior.
 
     Shapes: inputs are (B, in), or (*replicas, B, in) where each replica has its own; outputs are (*replicas, B, K).
+    Inputs of several dimensions, such as images (B, channels, height, width), take the place of (B, in).
 
     Args:
-        net: any ``nn.Module`` that maps (B, in) to (B, K). It is copied, not changed. Parameters of layers that
-            cannot have a posterior stay point estimates and show in :meth:`coverage`.
+        net: any ``nn.Module`` that maps (B, in) or (B, channels, height, width) to (B, K). It is copied, not changed.
+            Parameters of layers that cannot have a posterior stay point estimates and show in :meth:`coverage`.
         likelihood: p(y | f); it is copied too, and the copy learns.
         prior: p(w); N(0, 1) by default. A mapping gives layers their own, by name or pattern, as ``{"0":
             GaussianPrior(0.1), "head.*": GaussianPrior(4.0)}``; the first entry that fits a layer counts, and layers
@@ -66,6 +76,9 @@ class VariationalNetwork(nn.Module):
             keeps; the others share their mean. None keeps all; ``"auto"`` all of a layer whose factors have at most 256
             rows, and otherwise 32, which makes steps of wide layers several times cheaper.
         max_factor_dim: rows of a Kronecker factor beyond which only its diagonal is kept, with a warning.
+        sharing: how a Kronecker posterior counts what a layer sees of one example at several locations (patches of an
+            image, positions of a sequence), see :mod:`noisynat.curvature.sharing`: ``"expand"``, ``"reduce"``, or one
+            of both by layers' names or patterns; ``"expand"`` for layers that none fits.
         layers: names or patterns of the layers that get a posterior, as ``"head"`` or ``["blocks.*", "head"]``, where
             ``*`` stands for any characters; all that can by default. The others stay as they are: point estimates,
             trained along unless they are frozen.
@@ -102,6 +115,7 @@ class VariationalNetwork(nn.Module):
         replicas: int | Sequence[int] | None = None,
         rank: Rank = "auto",
         max_factor_dim: int = 8192,
+        sharing: Sharing | Mapping[str, Sharing] = "expand",
         layers: str | Sequence[str] | None = None,
         strict: bool = False,
         init: Literal["weights"] | None = None,
@@ -120,7 +134,7 @@ class VariationalNetwork(nn.Module):
         self.structure: str = posterior
         if rank not in (None, "auto") and posterior not in ("kronecker", "matrix_normal"):
             raise ValueError(f"rank={rank!r} is for 'kronecker' and 'matrix_normal' posteriors, not for {posterior!r}")
-        self._factor_sizes = FactorSizes(rank, max_factor_dim)
+        self._factor_sizes, self._sharing = FactorSizes(rank, max_factor_dim), sharing
         self.replicas = border.checked_replicas(replicas)
         seed = derived_seed("network") if seed is None else seed
         initial, self.training_stream, self.evaluation_stream = (RandomStream(seed ^ salt) for salt in range(3))
@@ -128,7 +142,10 @@ class VariationalNetwork(nn.Module):
         only = [layers] if isinstance(layers, str) else layers
         self.net, self.layers = convert(net, self.replicas, initial, same_start=init == "weights", only=only)
         if not self.layers:
-            raise ValueError("no layer of this network can have a posterior: it has no trainable nn.Linear of its own")
+            raise ValueError(
+                "no layer of this network can have a posterior: it has no linear or convolutional layer that is its "
+                "own and trainable"
+            )
         means = {id(layer.mean) for layer in self.layers}
         self._others = [p for p in self.net.parameters() if id(p) not in means]
         self._check_point_estimates(strict)
@@ -145,7 +162,7 @@ class VariationalNetwork(nn.Module):
         self, structure: Structure, priors: Sequence[GaussianPrior], noise: NoiseMode, initial_precision: float
     ) -> None:
         self.structure = structure
-        shapes = {layer.name: (layer.out_features, layer.columns) for layer in self.layers}
+        shapes = {layer.name: layer.matrix_shape for layer in self.layers}
         mean = self.layers[0].mean
         replicas, size = self.replicas.numel(), mean.element_size()
         memory.check(memory.forecast(shapes, structure, replicas, size, self._factor_sizes), mean.device)
@@ -154,6 +171,7 @@ class VariationalNetwork(nn.Module):
             structure,
             priors,
             self._factor_sizes,
+            rules_by_layer(self._sharing, [layer.name for layer in self.layers]),
             num_data=self.num_data,
             kl_weight=self._kl_weight,
             noise_mode=noise,
@@ -248,7 +266,7 @@ class VariationalNetwork(nn.Module):
     @property
     def is_wide(self) -> bool:
         """Whether a layer has more than 256 inputs, the bias's constant counted, or outputs: some work is then rare."""
-        return any(is_wide((layer.out_features, layer.columns)) for layer in self.layers)
+        return any(is_wide(layer.matrix_shape[1:]) for layer in self.layers)
 
     def coverage(self) -> Coverage:
         """A row per parameter of the original network: posterior or point estimate."""
@@ -330,7 +348,15 @@ class VariationalNetwork(nn.Module):
         kind = self.fisher or fisher.default_kind(f.shape[-1], self.likelihood.has_hessian_root, wide=self.is_wide)
         only_means = not (inputs_have_gradients or self.point_estimates())
         loss, statistics = passes.loss_and_statistics(
-            self.likelihood, f, y, self.layers, records, kind, self.training_stream, only_means=only_means
+            self.likelihood,
+            f,
+            y,
+            self.layers,
+            records,
+            kind,
+            self.training_stream,
+            only_means=only_means,
+            first=slice(self.statistics_examples),
         )
         return loss, Outcome(f.detach(), y, statistics)
 
@@ -350,15 +376,10 @@ class VariationalNetwork(nn.Module):
         """Give a batch's statistics, if there are any, to the posteriors."""
         if statistics:
             position = {id(layer): i for i, layer in enumerate(self.layers)}
-            first = slice(self.statistics_examples)
             for posterior in self.posteriors:
                 assert isinstance(posterior, NaturalPosterior)
                 chosen = [statistics[position[id(layer)]] for layer in posterior.layers]
-                dtype = posterior.layers[0].mean.dtype
-                posterior.accumulate(
-                    [a[..., first, :, :].to(dtype) for a, _ in chosen],
-                    [g[..., first, :, :].to(dtype) for _, g in chosen],
-                )
+                posterior.accumulate([a for a, _ in chosen], [g for _, g in chosen])
 
     # --- evaluation -------------------------------------------------------------------------------
 
@@ -537,7 +558,7 @@ class VariationalNetwork(nn.Module):
     def _fix_training_draws(self, x: Tensor, stack: ExitStack) -> None:
         examples = len(self.replicas)
         for posterior in self.posteriors:
-            draws = posterior.draw_for_training(x.shape[examples], 1, self.training_stream)
+            draws = posterior.draw_for_training(x.shape[examples], self.training_stream)
             if draws is not None:
                 stack.enter_context(drawn_weights(posterior.layers, draws))
 

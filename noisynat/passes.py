@@ -19,7 +19,7 @@ from noisynat.likelihoods.base import Likelihood
 from noisynat.random import RandomStream
 
 Statistics = list[tuple[Tensor, Tensor]]
-"""Per layer: activations (*replicas, B, T, columns) and gradients of examples (K, *replicas, B, T, out)."""
+"""Per layer: activations (*replicas, [groups,] B, T, columns) and gradients (K, *replicas, [groups,] B, T, out)."""
 
 
 def loss_and_statistics(
@@ -32,6 +32,7 @@ def loss_and_statistics(
     stream: RandomStream,
     *,
     only_means: bool,
+    first: slice = slice(None),
 ) -> tuple[Tensor, Statistics]:
     """The mean negative log-likelihood (*replicas,) of a batch, to be back-propagated, and its statistics.
 
@@ -44,6 +45,7 @@ def loss_and_statistics(
         kind: of the statistics.
         stream: of random numbers.
         only_means: whether nothing but the layers' means has a gradient.
+        first: which examples the statistics are of.
 
     Raises:
         RuntimeError: if a layer has no uses.
@@ -53,15 +55,17 @@ def loss_and_statistics(
             raise RuntimeError(f"layer {layer.name!r} took no part in the forward pass, so it has no curvature")
     uses = [use for of_layer in records for use in of_layer]
     trained = any(p.requires_grad for p in likelihood.parameters())
-    if f.shape[-1] == 1 and kind == "ggn" and f.requires_grad and only_means and not trained:
+    convolves = any(layer.convolves for layer in layers)  # whose gradients libraries find faster than by products
+    if f.shape[-1] == 1 and kind == "ggn" and f.requires_grad and only_means and not (trained or convolves):
         weights = [layer.mean for layer, of_layer in zip(layers, records, strict=True) for _ in of_layer]
         loss, gradients = _in_one_pass(likelihood, f, y, uses, weights)
-        return loss, _joined(records, gradients)
+        return loss, _joined(layers, records, gradients, first)
     loss = -likelihood.log_prob(f, y).mean(-1)
     if not loss.requires_grad:
         return loss, []
     columns = fisher.output_gradients(likelihood, f, y, kind, stream)
-    return loss, _joined(records, fisher.layer_gradients(f, [use.outputs for use in uses], columns))
+    gradients = fisher.layer_gradients(f, [use.outputs for use in uses], columns)
+    return loss, _joined(layers, records, gradients, first)
 
 
 class AttachedGradients(torch.autograd.Function):
@@ -102,15 +106,22 @@ def _in_one_pass(
     derivatives = tuple(d.to(f.dtype) for d in derivatives)
     slope, root = slope.unsqueeze(-1), likelihood.hessian_root(f.detach()).unsqueeze(-1)
     rows = [(slope * d).flatten(-3, -2) for d in derivatives]
-    inputs = [use.activations.to(f.dtype).flatten(-3, -2) for use in uses]
+    inputs = [use.inputs.to(f.dtype).flatten(-3, -2) for use in uses]
     attached: Tensor = AttachedGradients.apply(loss.detach(), len(rows), *rows, *inputs, *weights)
     return attached, [root * d for d in derivatives]
 
 
-def _joined(records: Sequence[Sequence[Record]], gradients: Iterable[Tensor]) -> Statistics:
-    """Activations and gradients of all uses of a layer, as locations of one."""
-    of_uses = iter(gradients)
-    return [
-        (torch.cat([use.activations for use in uses], dim=-2), torch.cat([next(of_uses) for _ in uses], dim=-2))
-        for uses in records
-    ]
+def _joined(
+    layers: Sequence[VariationalLayer],
+    records: Sequence[Sequence[Record]],
+    gradients: Iterable[Tensor],
+    first: slice,
+) -> Statistics:
+    """Activations and gradients of all uses of a layer, as locations of one, of the ``first`` examples."""
+    of_uses, statistics = iter(gradients), []
+    for layer, uses in zip(layers, records, strict=True):
+        dtype, lead = layer.mean.dtype, (slice(None),) * len(layer.batch_shape)
+        a = [layer.activations(use.inputs[(*lead, first)]).to(dtype) for use in uses]
+        g = [layer.by_location(next(of_uses)[(slice(None), *lead, first)]).to(dtype) for _ in uses]
+        statistics.append((torch.cat(a, dim=-2), torch.cat(g, dim=-2)))
+    return statistics

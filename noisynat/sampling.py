@@ -113,16 +113,18 @@ class FunctionSampler:
             columns = columns.reshape(-1, *(1,) * (f.dim() - 1), f.shape[-1]).expand(-1, *f.shape)
             uses = [record for of_layer in records for record in of_layer]
             gradients = iter(layer_gradients(f, [use.outputs for use in uses], columns))
-        per_layer = [[(use.activations, next(gradients)) for use in of_layer] for of_layer in records]
+        per_layer = [
+            [(layer.activations(use.inputs), layer.by_location(next(gradients))) for use in of_layer]
+            for layer, of_layer in zip(self.layers, records, strict=True)
+        ]
         outputs = []
         for draw in draws:
             samples = draw[0].weight.dim() - 2 - len(self.replicas)
             total = f.detach().expand(*draw[0].weight.shape[:samples], *f.shape)
             for layer, drawn, uses_of_layer in zip(self.layers, draw, per_layer, strict=True):
-                deviation = (drawn.weight - layer.mean.detach()).mT
+                deviation = drawn.weight - layer.mean.detach()
                 for a, g in uses_of_layer:
-                    moved = (a.flatten(-3, -2) @ deviation).unflatten(-2, a.shape[-3:-1])  # (*S, *replicas, N, T, out)
-                    total = total + torch.stack([(moved * of_output).sum((-2, -1)) for of_output in g], dim=-1)
+                    total = total + _first_order(a, g, deviation, layer.groups)
             outputs.append(total if samples else total.unsqueeze(0))
         return torch.cat(outputs)
 
@@ -142,6 +144,22 @@ class FunctionSampler:
         widest = max(max(layer.columns, layer.out_features) for layer in self.layers)
         networks = draw[0].weight.shape[:-2].numel()
         return max(_ACTIVATIONS_AT_ONCE // (widest * networks), 1)
+
+
+def _first_order(a: Tensor, g: Tensor, deviation: Tensor, groups: int) -> Tensor:
+    """What deviations of a weight change in the outputs, (*sample, *replicas, N, K).
+
+    Args:
+        a: activations (*replicas, [groups,] N, T, columns).
+        g: derivatives (K, *replicas, [groups,] N, T, out / groups) of the outputs.
+        deviation: (*sample, *replicas, out, columns).
+        groups: of outputs with inputs of their own.
+    """
+    if groups > 1:
+        deviation = deviation.unflatten(-2, (groups, -1))
+    moved = (a.flatten(-3, -2) @ deviation.mT).unflatten(-2, a.shape[-3:-1])  # (*sample, *replicas, N, T, out)
+    changes = torch.stack([(moved * of_output).sum((-2, -1)) for of_output in g], dim=-1)
+    return changes if groups == 1 else changes.sum(-3)
 
 
 _ELEMENTWISE = (nn.Identity, nn.Dropout, nn.LayerNorm, nn.Linear)

@@ -5,6 +5,8 @@ George et al. (2018) for the correction, Bae et al. (2018) for the posterior.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,16 @@ class EigenCorrected(Curvature):
     """C = Q diag(d) Q^T with Q = Q_S (x) Q_A and d = E[(Q_S^T g)^2 ((Q_A^T a)^2)^T] (out, in).
 
     Between refreshes d is averaged in the current basis. When the basis moves, d moves with it: the new d is
-    the diagonal, in the new basis, of the matrix that the old d and basis stood for.
+    the diagonal, in the new basis, of the matrix that the old d and basis stood for. With weight sharing d is exact,
+    and only the basis depends on the rule.
+
+    Args:
+        rule: for weight sharing, see :mod:`noisynat.curvature.sharing`.
     """
+
+    def __init__(self, *args: Any, rule: sharing.Sharing = "expand", **kwargs: Any) -> None:
+        self.rule = sharing.checked(rule)
+        super().__init__(*args, **kwargs)
 
     def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         factors = initial_factors(self.shape, self.batch_shape, precision, dtype, device)
@@ -27,7 +37,7 @@ class EigenCorrected(Curvature):
         return {**factors, "d": d}
 
     def accumulate(self, a: Tensor, g: Tensor) -> None:
-        accumulate_factors(self.averages, a, g)
+        accumulate_factors(self.averages, a, g, self.rule)
         q_a, q_s = self.prepared["A.vectors"], self.prepared["S.vectors"]
         a, g = _rotated(a, q_a), _rotated(g, q_s)
         if sharing.has_locations(a):

@@ -30,17 +30,20 @@ class Kronecker(Curvature):
             ``"factored"`` inverts (S + sqrt(gamma)/pi I) (x) (A + pi sqrt(gamma) I), a true matrix normal
             with pi^2 = (tr A / dim A) / (tr S / dim S), by Cholesky (Martens and Grosse 2015, section 6.3).
             Factored damping exceeds gamma I, and so narrows the posterior.
+        rule: for weight sharing, see :mod:`noisynat.curvature.sharing`.
     """
 
-    def __init__(self, *args: Any, damping_form: DampingForm = "exact", **kwargs: Any) -> None:
-        self.damping_form = checked_damping_form(damping_form)
+    def __init__(
+        self, *args: Any, damping_form: DampingForm = "exact", rule: sharing.Sharing = "expand", **kwargs: Any
+    ) -> None:
+        self.damping_form, self.rule = checked_damping_form(damping_form), sharing.checked(rule)
         super().__init__(*args, **kwargs)
 
     def _initial(self, precision: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         return initial_factors(self.shape, self.batch_shape, precision, dtype, device)
 
     def accumulate(self, a: Tensor, g: Tensor) -> None:
-        accumulate_factors(self.averages, a, g)
+        accumulate_factors(self.averages, a, g, self.rule)
 
     def _prepare(self, snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         if self.damping_form == "factored":
@@ -102,11 +105,11 @@ def initial_factors(
     }
 
 
-def accumulate_factors(averages: dict[str, MovingAverage], a: Tensor, g: Tensor) -> None:
+def accumulate_factors(averages: dict[str, MovingAverage], a: Tensor, g: Tensor, rule: sharing.Sharing) -> None:
     """Give a batch's activations and gradients to the averages of A and S."""
-    rows, count = sharing.activation_rows(a)
+    rows, count = sharing.activation_rows(a, rule)
     averages["A"].accumulate(rows, rows, count)
-    rows, count = sharing.gradient_rows(g)
+    rows, count = sharing.gradient_rows(g, rule)
     averages["S"].accumulate(rows, rows, count)
 
 

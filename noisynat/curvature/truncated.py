@@ -31,12 +31,18 @@ class TruncatedKronecker(Curvature):
         ranks: how many eigenvalues S (out, out) and A (in, in) keep, at most as many as they have; None stands for the
             diagonal, which is then all that is ever computed of a factor.
         damping_form: as for :class:`~noisynat.curvature.Kronecker`.
+        rule: likewise.
     """
 
     def __init__(
-        self, *args: Any, ranks: tuple[int | None, int | None], damping_form: DampingForm = "exact", **kwargs: Any
+        self,
+        *args: Any,
+        ranks: tuple[int | None, int | None],
+        damping_form: DampingForm = "exact",
+        rule: sharing.Sharing = "expand",
+        **kwargs: Any,
     ) -> None:
-        self.damping_form = checked_damping_form(damping_form)
+        self.damping_form, self.rule = checked_damping_form(damping_form), sharing.checked(rule)
         self.ranks = dict(zip("SA", ranks, strict=True))
         if any(rank is not None and rank < 1 for rank in ranks):
             raise ValueError(f"a rank is a positive number or None, got {ranks}")
@@ -52,7 +58,8 @@ class TruncatedKronecker(Curvature):
         return initial
 
     def accumulate(self, a: Tensor, g: Tensor) -> None:
-        for key, (rows, count) in (("A", sharing.activation_rows(a)), ("S", sharing.gradient_rows(g))):
+        of_inputs, of_outputs = sharing.activation_rows(a, self.rule), sharing.gradient_rows(g, self.rule)
+        for key, (rows, count) in (("A", of_inputs), ("S", of_outputs)):
             if self.ranks[key] is None:
                 ones = rows.new_ones(*rows.shape[:-1], 1)
                 self.averages[key.lower()].accumulate(rows.square(), ones, count)

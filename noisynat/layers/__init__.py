@@ -1,7 +1,17 @@
 """Modules that carry a weight posterior, and the conversion of ordinary modules into them."""
 
 from noisynat.layers.base import VariationalLayer
+from noisynat.layers.conv import VariationalConv1d, VariationalConv2d, Window
 from noisynat.layers.convert import Coverage, CoverageRow, convert
 from noisynat.layers.linear import VariationalLinear
 
-__all__ = ["Coverage", "CoverageRow", "VariationalLayer", "VariationalLinear", "convert"]
+__all__ = [
+    "Coverage",
+    "CoverageRow",
+    "VariationalConv1d",
+    "VariationalConv2d",
+    "VariationalLayer",
+    "VariationalLinear",
+    "Window",
+    "convert",
+]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from noisynat.posteriors.draws import Draw
 
@@ -17,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Record(NamedTuple):
-    """What statistics need of one use of a layer in one forward pass."""
+    """One use of a layer in one forward pass, of which its :meth:`VariationalLayer.statistics` tell the rest."""
 
-    activations: Tensor  # (*replicas, B, T, columns), detached
-    outputs: Tensor  # (*replicas, B, T, out), in the graph
+    inputs: Tensor  # (*replicas, B, ...), detached
+    outputs: Tensor  # (*replicas, B, ...), in the graph
 
 
-class VariationalLayer(nn.Module):
+class VariationalLayer(nn.Module, ABC):
     """Base of the layers with a weight posterior N(mean, Sigma).
 
     The parameter :attr:`mean` (*replicas, out, columns) holds the posterior mean, always; where there is a bias it is
@@ -31,17 +33,23 @@ class VariationalLayer(nn.Module):
     mean; inside :func:`drawn_weights` it uses the weights given there.
 
     Args:
-        in_features: inputs, the bias's constant not counted.
+        in_features: inputs of an output, the bias's constant not counted.
         out_features: outputs.
         bias: whether the last column is a bias.
         replicas: leading dimensions of every tensor.
+        groups: of outputs, consecutive and of one size, that have inputs of their own. They have nothing in common but
+            the layer: the posterior is one of (*replicas, groups) weights (out / groups, columns).
     """
 
     mean: nn.Parameter
+    convolves = False
+    """Whether every example uses the weight at many locations, in the forward pass of a library's own."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, replicas: Sequence[int] = ()) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, replicas: Sequence[int] = (), groups: int = 1
+    ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.has_bias = in_features, out_features, bias
+        self.in_features, self.out_features, self.has_bias, self.groups = in_features, out_features, bias, groups
         self.columns = in_features + bias
         self.batch_shape = torch.Size(replicas)
         self.name = type(self).__name__
@@ -66,6 +74,41 @@ class VariationalLayer(nn.Module):
         """Give the layer its posterior and the stream of its training noise."""
         self._posterior = (posterior,)
         self._stream = stream
+
+    @torch.no_grad()
+    def start_from(self, mean: Tensor, stream: RandomStream, *, same: bool) -> None:
+        """Give the first replica the mean (out, columns), or all of them if ``same``.
+
+        The others' are uniform in +-1/sqrt(in), as those of PyTorch's own layers.
+        """
+        start = mean.expand(self.mean.shape).clone()
+        if self.batch_shape and not same:
+            bound = max(self.in_features, 1) ** -0.5
+            start = bound * (2 * stream.uniform(start.shape, start) - 1)
+            start.view(-1, *mean.shape)[0] = mean
+        self.mean.copy_(start)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """(groups, out / groups, columns) of the weight."""
+        return self.groups, self.out_features // self.groups, self.columns
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of the original layer's weight, without the bias."""
+        return self.out_features, self.in_features
+
+    @abstractmethod
+    def activations(self, inputs: Tensor) -> Tensor:
+        """What a record's inputs (*replicas, B, ...) bring to the weight: (*replicas, [groups,] B, T, columns)."""
+
+    @abstractmethod
+    def by_location(self, outputs: Tensor) -> Tensor:
+        """Tensors like a record's outputs (*, *replicas, B, ...) as (*, *replicas, [groups,] B, T, out / groups)."""
+
+    def _with_constant(self, rows: Tensor) -> Tensor:
+        """Rows (*, in) with the bias's input, if there is a bias: (*, columns)."""
+        return functional.pad(rows, (0, 1), value=1.0) if self.has_bias else rows
 
     def _noise(self, a: Tensor) -> Tensor:
         assert self._stream is not None

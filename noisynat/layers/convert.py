@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from noisynat.layers.base import VariationalLayer
+from noisynat.layers.conv import VariationalConv1d, VariationalConv2d
 from noisynat.layers.linear import VariationalLinear
 from noisynat.random import RandomStream
 
+Convertible = nn.Linear | nn.Conv1d | nn.Conv2d
+_CONVERSIONS: dict[type[nn.Module], Callable[..., VariationalLayer]] = {
+    nn.Linear: VariationalLinear.from_linear,
+    nn.Conv1d: VariationalConv1d.from_conv,
+    nn.Conv2d: VariationalConv2d.from_conv,
+}
 _WEIGHT_READERS = (nn.TransformerEncoderLayer,)  # its fast path in eval() uses its children's weights directly
 
 POSTERIOR, POINT_ESTIMATE = "posterior", "point estimate"
@@ -74,10 +81,10 @@ def convert(
     same_start: bool = False,
     only: Sequence[str] | None = None,
 ) -> tuple[nn.Module, list[VariationalLayer]]:
-    """A copy of ``net`` whose ``nn.Linear`` layers are variational; ``net`` itself is not changed.
+    """A copy of ``net`` whose linear and convolutional layers are variational; ``net`` itself is not changed.
 
-    Layers stay as they are if they are frozen, subclasses of ``nn.Linear``, tied to another module's parameters, or
-    owned by a module that reads their weight itself. Forward hooks of a converted layer are not carried over.
+    Layers stay as they are if they are frozen, subclasses of PyTorch's, tied to another module's parameters, or owned
+    by a module that reads their weight itself. Forward hooks of a converted layer are not carried over.
 
     Args:
         net: any module, also a single ``nn.Linear``.
@@ -96,7 +103,7 @@ def convert(
     places = Counter(id(module) for _, module in net.named_modules(remove_duplicate=False))
     layers: dict[int, VariationalLayer] = {}
     for name, module in convertible(net, only).items():
-        layer = VariationalLinear.from_linear(module, replicas, stream, same=same_start)
+        layer = _CONVERSIONS[type(module)](module, replicas, stream, same=same_start)
         layer.name, layer.reused = name, places[id(module)] > 1
         layer.train(module.training)
         layers[id(module)] = layer
@@ -109,7 +116,7 @@ def convert(
     return net, list(layers.values())
 
 
-def convertible(net: nn.Module, only: Sequence[str] | None = None) -> dict[str, nn.Linear]:
+def convertible(net: nn.Module, only: Sequence[str] | None = None) -> dict[str, Convertible]:
     """The layers of ``net`` that :func:`convert` would convert, by name.
 
     Raises:
@@ -117,12 +124,12 @@ def convertible(net: nn.Module, only: Sequence[str] | None = None) -> dict[str, 
     """
     owners = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
     read_elsewhere = {id(c) for m in net.modules() if isinstance(m, _WEIGHT_READERS) for c in m.children()}
-    able: dict[str, nn.Linear] = {}
+    able: dict[str, Convertible] = {}
     for name, module in net.named_modules():
         private = id(module) not in read_elsewhere and all(owners[id(p)] == 1 for p in module.parameters())
         if private and _supported(module):
-            assert isinstance(module, nn.Linear)
-            able[name or "linear"] = module
+            assert isinstance(module, Convertible)
+            able[name or type(module).__name__.lower()] = module
     return {name: able[name] for name in chosen(list(able), only)}
 
 
@@ -141,7 +148,14 @@ def chosen(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
 
 
 def _supported(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and all(p.requires_grad for p in module.parameters())
+    return type(module) in _CONVERSIONS and all(p.requires_grad for p in module.parameters())
+
+
+def matrix_shape(module: Convertible) -> tuple[int, int, int]:
+    """(groups, out / groups, columns) of the weight that :func:`convert` would give a layer."""
+    groups = 1 if isinstance(module, nn.Linear) else module.groups
+    outputs, inputs = len(module.weight), module.weight[0].numel()
+    return groups, outputs // groups, inputs + (module.bias is not None)
 
 
 def coverage(net: nn.Module, structure: str, replicas: Sequence[int]) -> Coverage:
@@ -150,7 +164,7 @@ def coverage(net: nn.Module, structure: str, replicas: Sequence[int]) -> Coverag
     for module_name, module in net.named_modules():
         prefix = f"{module_name}." if module_name else ""
         if isinstance(module, VariationalLayer):
-            rows.append(CoverageRow(f"{prefix}weight", (module.out_features, module.in_features), POSTERIOR, structure))
+            rows.append(CoverageRow(f"{prefix}weight", module.weight_shape, POSTERIOR, structure))
             if module.has_bias:
                 rows.append(CoverageRow(f"{prefix}bias", (module.out_features,), POSTERIOR, structure))
             continue

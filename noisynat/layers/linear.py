@@ -59,12 +59,7 @@ class VariationalLinear(VariationalLayer):
         weight, bias = linear.weight.detach(), linear.bias
         layer = cls(linear.in_features, linear.out_features, bias is not None, replicas, weight.dtype, weight.device)
         given = weight if bias is None else torch.cat([weight, bias.detach().unsqueeze(-1)], dim=-1)
-        start = given.expand(layer.mean.shape).clone()
-        if replicas and not same:
-            bound = max(linear.in_features, 1) ** -0.5
-            start = bound * (2 * stream.uniform(start.shape, start) - 1)
-            start.view(-1, *given.shape)[0] = given
-        layer.mean.data.copy_(start)
+        layer.start_from(given, stream, same=same)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,8 +87,11 @@ class VariationalLinear(VariationalLayer):
             self._records.append(Record(a.detach(), s))
         return s.reshape(*x.shape[:-1], self.out_features)
 
-    def _with_constant(self, rows: Tensor) -> Tensor:
-        return functional.pad(rows, (0, 1), value=1.0) if self.has_bias else rows
+    def activations(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def by_location(self, outputs: Tensor) -> Tensor:
+        return outputs
 
     def _fused_root(self, x: Tensor) -> KroneckerBasisInverse | None:
         """The root of the covariance, if all of the layer is one operation; not with locations or reduced precision."""

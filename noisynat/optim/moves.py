@@ -61,7 +61,7 @@ def move_means(moves: Sequence[MeanMove], kl_clip: float | None) -> None:
         step = posterior.precondition(momenta, first.damping)
         factors = [pace.lr * first.unbiased for pace in paces]
         taken.append((posterior, step, factors))
-        changes.append((factors[0], step.inner))
+        changes.append((factors[0], posterior.inner(step)))
     scale = step_scale(changes, kl_clip) if changes and kl_clip is not None else torch.ones(1, 1)
     for posterior, step, factors in taken:
         posterior.move(step, [-factor * scale.to(posterior.layers[0].mean) for factor in factors])

@@ -123,7 +123,7 @@ class Posterior(nn.Module, ABC):
         eye = torch.eye(self.dim, dtype=self._layers[0].mean.dtype, device=self._layers[0].mean.device)
         shape = self._packed_shape
         columns = eye.reshape(self.dim, *(1,) * len(self.batch_shape), *shape).expand(-1, *self.batch_shape, *shape)
-        return self._scale**2 * self._root.solve(columns).flatten(-2).movedim(0, -1)
+        return self._scale**2 * self._root.solve(columns).flatten(-len(shape)).movedim(0, -1)
 
     def draw(self, sample: tuple[int, ...], stream: RandomStream) -> list[Tensor]:
         """Draws of the weights, per layer (*sample, *replicas, out, columns); gradients reach the means."""
@@ -135,27 +135,33 @@ class Posterior(nn.Module, ABC):
         shape = (*sample, *self.batch_shape, *self._packed_shape)
         standard = stream.normal(shape, self._layers[0].mean)
         deviation = self._scale * self._root.sqrt_solve(standard)
-        return self.unpack(deviation), standard.square().sum((-2, -1))
+        return self.unpack(deviation), standard.square().sum(self._packed_dims)
 
-    def draw_for_training(self, examples: int, locations: int, stream: RandomStream) -> list[Draw] | None:
+    def draw_for_training(self, examples: int, stream: RandomStream) -> list[Draw] | None:
         """The draws to fix before a training pass, one per layer, or None where layers add their noise themselves."""
+        convolves = any(layer.convolves for layer in self._layers)
         mode = noise.choose_mode(
             self.noise_mode,
             supports_output_noise=self._root.supports_output_noise,
-            locations=locations,
+            convolves=convolves,
             reused=any(layer.reused for layer in self._layers),
         )
-        if mode == "shared":
+        if mode in noise.AT_OUTPUTS:
+            return None
+        draws = -(-examples // noise.group_size(mode, examples, convolves))
+        if draws == 1:
             return [Draw(weight) for weight in self.draw((), stream)]
-        if mode in ("per_example", "grouped"):
-            of_group = 1 if mode == "per_example" else -(-examples // noise.MAX_GROUPS)
-            draws = -(-examples // of_group)
-            count = len(self.batch_shape)
-            return [Draw(weight.movedim(0, count), grouped=True) for weight in self.draw((draws,), stream)]
-        return None
+        count = len(self.batch_shape)
+        return [Draw(weight.movedim(0, count), grouped=True) for weight in self.draw((draws,), stream)]
 
     def output_noise(self, a: Tensor, reused: bool, stream: RandomStream) -> Tensor:
-        """Deviations of a layer's outputs (*replicas, B, T, out) for inputs a (*replicas, B, T, columns)."""
+        """Deviations (*replicas, [groups,] B, T, out / groups) of a layer's outputs.
+
+        Args:
+            a: what the weight is multiplied with, (*replicas, [groups,] B, T, columns).
+            reused: whether the layer serves at several places of the network.
+            stream: of random numbers.
+        """
         mode = self.noise_mode_in(a.shape[-3], a.shape[-2], reused)
         if mode not in noise.AT_OUTPUTS:
             raise RuntimeError(
@@ -202,6 +208,7 @@ class Posterior(nn.Module, ABC):
             self.noise_mode,
             supports_output_noise=root.supports_output_noise,
             locations=locations,
+            convolves=any(layer.convolves for layer in self._layers),
             reused=reused,
             separable=self.noise_mode == "auto" and noise.separable_pays(root, examples, self.same_shapes),
         )
@@ -254,21 +261,38 @@ class Posterior(nn.Module, ABC):
     # --- packing: a joint posterior sees its layers as one weight of shape (1, D) -----------------
 
     @property
-    def _packed_shape(self) -> tuple[int, int]:
-        if len(self._layers) == 1:
-            return self._layers[0].out_features, self._layers[0].columns
-        return 1, self.dim
+    def _is_joint(self) -> bool:
+        """Whether all weights are one vector, as those of several layers are."""
+        return len(self._layers) > 1
+
+    @property
+    def _packed_shape(self) -> tuple[int, ...]:
+        """(out, columns), (groups, out / groups, columns) or (1, D)."""
+        if self._is_joint:
+            return 1, self.dim
+        layer = self._layers[0]
+        if layer.groups == 1:
+            return layer.out_features, layer.columns
+        return layer.groups, layer.out_features // layer.groups, layer.columns
+
+    @property
+    def _packed_dims(self) -> tuple[int, ...]:
+        """The dimensions of a packed weight, from the end."""
+        return tuple(range(-len(self._packed_shape), 0))
 
     def pack(self, weights: Sequence[Tensor]) -> Tensor:
-        """Matrices of the layers (*, out, columns) as one, (*, 1, D); that of a single layer as it is."""
-        if len(weights) == 1:
-            return weights[0]
-        return torch.cat([weight.flatten(-2) for weight in weights], dim=-1).unsqueeze(-2)
+        """Matrices of the layers (*, out, columns) as the posterior sees them.
+
+        A single layer's as it is, or as (*, groups, out / groups, columns), both without a copy; otherwise (*, 1, D).
+        """
+        if self._is_joint:
+            return torch.cat([weight.flatten(-2) for weight in weights], dim=-1).unsqueeze(-2)
+        return weights[0] if self._layers[0].groups == 1 else weights[0].unflatten(-2, self._packed_shape[:2])
 
     def unpack(self, packed: Tensor) -> list[Tensor]:
         """The inverse of :meth:`pack`."""
-        if len(self._layers) == 1:
-            return [packed]
+        if not self._is_joint:
+            return [packed if self._layers[0].groups == 1 else packed.flatten(-3, -2)]
         sizes = [layer.out_features * layer.columns for layer in self._layers]
         parts = packed.squeeze(-2).split(sizes, dim=-1)
         return [

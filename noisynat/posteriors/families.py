@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from noisynat.curvature import Curvature, Dense, Diagonal, EigenCorrected, Kronecker, TruncatedKronecker
 from noisynat.curvature.kronecker import DampingForm
+from noisynat.curvature.sharing import Sharing, checked
 from noisynat.posteriors.base import Posterior
 from noisynat.posteriors.mean_field import MeanFieldPosterior
 from noisynat.posteriors.natural import NaturalPosterior
@@ -82,6 +84,7 @@ def make_posteriors(
     structure: Structure,
     priors: Sequence[GaussianPrior],
     sizes: FactorSizes,
+    rules: Sequence[Sharing],
     **settings: Any,
 ) -> list[Posterior]:
     """The posteriors of a network's layers: one per layer, or a joint one for ``"dense"``.
@@ -91,6 +94,7 @@ def make_posteriors(
         structure: name of the family.
         priors: of each layer.
         sizes: of Kronecker factors.
+        rules: for weight sharing, of each layer.
         settings: as for :class:`~noisynat.posteriors.base.Posterior`, and ``initial_precision``.
     """
     settings = {**settings, "structure": structure}
@@ -98,18 +102,39 @@ def make_posteriors(
         return [MeanFieldPosterior(layer, prior, **settings) for layer, prior in zip(layers, priors, strict=True)]
     if structure == "dense":
         return [NaturalPosterior(layers, priors, Dense, **settings)]
-    curvatures = [_curvature(structure, layer, sizes) for layer in layers]
+    curvatures = [_curvature(structure, layer, sizes, rule) for layer, rule in zip(layers, rules, strict=True)]
     return [
         NaturalPosterior([layer], [prior], curvature, **settings)
         for layer, prior, curvature in zip(layers, priors, curvatures, strict=True)
     ]
 
 
-def _curvature(structure: str, layer: VariationalLayer, sizes: FactorSizes) -> Callable[..., Curvature]:
-    shape = (layer.out_features, layer.columns)
+def rules_by_layer(sharing: Sharing | Mapping[str, Sharing], names: Sequence[str]) -> list[Sharing]:
+    """The rule for weight sharing of each layer.
+
+    Args:
+        sharing: of all layers, or by their names or patterns; the first entry that fits a layer counts, and
+            ``"expand"`` where none does.
+        names: of the layers.
+
+    Raises:
+        ValueError: if there is no such rule, or an entry fits no layer.
+    """
+    by_pattern = sharing if isinstance(sharing, Mapping) else {"*": sharing}
+    for pattern, rule in by_pattern.items():
+        checked(rule)
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"the entry {pattern!r} of sharing fits none of the layers {', '.join(names)}")
+    return [next((rule for p, rule in by_pattern.items() if fnmatchcase(name, p)), "expand") for name in names]
+
+
+def _curvature(structure: str, layer: VariationalLayer, sizes: FactorSizes, rule: Sharing) -> Callable[..., Curvature]:
+    shape = layer.matrix_shape[1:]
     ranks = sizes.kept(structure, shape)
-    if ranks is None:
+    if structure not in _FORMS:
         return _CURVATURES[structure]
+    if ranks is None:
+        return partial(_CURVATURES[structure], rule=rule)
     if None in ranks:
         diagonal = " and ".join(f"{size}" for size, rank in zip(shape, ranks, strict=True) if rank is None)
         warnings.warn(
@@ -117,4 +142,4 @@ def _curvature(structure: str, layer: VariationalLayer, sizes: FactorSizes) -> C
             "its posterior keeps only their diagonals",
             stacklevel=5,
         )
-    return partial(TruncatedKronecker, ranks=ranks, damping_form=_FORMS[structure])
+    return partial(TruncatedKronecker, ranks=ranks, damping_form=_FORMS[structure], rule=rule)

@@ -42,7 +42,7 @@ class MeanFieldPosterior(Posterior):
 
     @property
     def _root(self) -> DampedInverse:
-        return KroneckerBasisInverse((2 * self.log_std).exp())
+        return KroneckerBasisInverse((2 * self.pack([self.log_std])).exp())
 
     @property
     def _scale(self) -> float:

@@ -53,8 +53,8 @@ class NaturalPosterior(Posterior):
         if curvature is Dense:
             precision = {"dtype": torch.float64, "solve_dtype": mean.dtype}
         self.curvature = curvature(
-            *self._packed_shape,
-            self.batch_shape,
+            *self._packed_shape[-2:],
+            (*self.batch_shape, *self._packed_shape[:-2]),
             initial_precision=initial_precision,
             device=mean.device,
             name=self.name,
@@ -66,6 +66,12 @@ class NaturalPosterior(Posterior):
         self.curvature.redamp(self._damping())
 
     @property
+    def _is_joint(self) -> bool:
+        if len(self.layers) > 1:
+            return True
+        return self.structure in ("dense", "dense_per_layer") and self.layers[0].groups > 1
+
+    @property
     def _root(self) -> DampedInverse:
         return self.curvature.inverse
 
@@ -74,17 +80,21 @@ class NaturalPosterior(Posterior):
         return self._tensor_scale[1] if is_compiling() else math.sqrt(self.kl_weight / self.num_data)
 
     def _log_determinant(self) -> Tensor:
-        return self.dim * math.log(self.kl_weight / self.num_data) - self.curvature.logdet()
+        return self.dim * math.log(self.kl_weight / self.num_data) - self._over_groups(self.curvature.logdet())
+
+    def _over_groups(self, values: Tensor) -> Tensor:
+        """Sums (*replicas,) of numbers of the curvature's batch elements (*replicas, [groups])."""
+        return values.sum(-1) if len(self._packed_shape) > 2 else values
 
     def _gamma(self) -> Tensor:
         """lambda / (N eta), (layers, *replicas)."""
         return self.kl_weight / (self.num_data * self.prior_variance)
 
     def _damping(self) -> Tensor:
-        """gamma: (*replicas, 1, 1) for one layer, (*replicas, 1, D) for several."""
+        """gamma: (*replicas, [1,] 1, 1) for one layer, (*replicas, 1, D) if all weights are one vector."""
         gamma = self._gamma()
-        if len(self.layers) == 1:
-            return gamma[0][..., None, None]
+        if not self._is_joint:
+            return gamma[0].reshape(*self.batch_shape, *(1,) * len(self._packed_shape))
         shapes = [(layer.out_features, layer.columns) for layer in self.layers]
         return self.pack([g[..., None, None].expand(*g.shape, *s) for g, s in zip(gamma, shapes, strict=True)])
 
@@ -114,14 +124,17 @@ class NaturalPosterior(Posterior):
         """Give a (micro-)batch to the curvature.
 
         Args:
-            activations: per layer (*replicas, B, T, columns).
-            gradients: per layer (K, *replicas, B, T, out).
+            activations: per layer (*replicas, [groups,] B, T, columns).
+            gradients: per layer (K, *replicas, [groups,] B, T, out / groups).
         """
-        if len(self.layers) == 1:
+        if not self._is_joint:
             self.curvature.accumulate(activations[0], gradients[0])
             return
         assert isinstance(self.curvature, Dense)
-        per_layer = [example_gradients(a, g) for a, g in zip(activations, gradients, strict=True)]
+        per_layer = [
+            example_gradients(a, g, layer.groups)
+            for a, g, layer in zip(activations, gradients, self.layers, strict=True)
+        ]
         self.curvature.accumulate_gradients(self.pack(per_layer).squeeze(-2))
 
     def start_from(self, parts: Sequence[NaturalPosterior], *, keep_prior: bool) -> None:
@@ -134,8 +147,13 @@ class NaturalPosterior(Posterior):
         assert isinstance(self.curvature, Dense)
         if keep_prior:
             self.prior_variance = torch.cat([part.prior_variance for part in parts])
-        self.curvature.start_from_blocks([part.curvature.latest() for part in parts])
+        self.curvature.start_from_blocks([block for part in parts for block in part._blocks()])
         self.curvature.refresh(self._damping())
+
+    def _blocks(self) -> list[Tensor]:
+        """C as independent blocks (*replicas, d, d) along its diagonal."""
+        latest = self.curvature.latest()
+        return [latest] if len(self._packed_shape) == 2 else list(latest.unbind(-3))
 
     def refresh(self) -> None:
         """Fit the prior where it is to be fitted, and rebuild Sigma from the current curvature."""
@@ -163,10 +181,15 @@ class NaturalPosterior(Posterior):
         """(C + (gamma + extra_damping) I)^-1 times directions of the layers."""
         return self.curvature.step(self.pack(directions), extra_damping)
 
+    def inner(self, step: Step) -> Tensor:
+        """The inner product of a step and its direction, (*replicas,)."""
+        return self._over_groups(step.inner)
+
     def move(self, step: Step, factors: Sequence[Tensor]) -> None:
         """Add factors (*replicas, 1, 1), one per layer, times a step to the means."""
-        if len(self.layers) == 1:
-            step.add_to(self.layers[0].mean, factors[0])
+        if not self._is_joint:
+            factor = factors[0] if len(self._packed_shape) == 2 else factors[0].unsqueeze(-1)
+            step.add_to(self.pack([self.layers[0].mean]), factor)
             return
         assert isinstance(step, WholeStep)
         for layer, direction, factor in zip(self.layers, self.unpack(step.d), factors, strict=True):

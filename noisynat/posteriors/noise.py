@@ -4,7 +4,8 @@ With Cov[vec W] = (L kron R) diag(v) (L kron R)^T, a structure needs no code of 
 
 * ``shared``: W = M + L (sqrt(v) * E) R^T, one W for all examples;
 * ``per_example``: an own E for every example;
-* ``grouped``: the same for groups of examples, as many as :data:`MAX_GROUPS`, so that large batches cost no more draws;
+* ``grouped``: the same for groups of examples, so that large batches cost no more draws than :data:`MAX_GROUPS`, or 8
+  in convolutions;
 * ``local``: the output's exact marginal, s = M a + L (sqrt(v (R^T a)^2) * e)
   (Kingma et al. 2015, in the rotated basis);
 * ``separable``: the same marginal from directions that all examples share, with weights and random signs of each
@@ -25,6 +26,7 @@ from noisynat.random import RandomStream
 NoiseMode = Literal["auto", "shared", "local", "separable", "flipout", "per_example", "grouped"]
 NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
 MAX_GROUPS = 32
+_MAX_GROUPS_CONVOLVED = 8  # with more, convolutions take noticeably longer than with one weight
 _DIRECTIONS = 32  # of separable noise, at least
 _ENOUGH = 2**22  # multiplications of local noise, below which the number of operations counts
 
@@ -59,21 +61,28 @@ def separable_pays(root: DampedInverse, examples: int, same_shapes: bool = False
 
 
 def choose_mode(
-    mode: str, *, supports_output_noise: bool, locations: int, reused: bool, separable: bool = False
+    mode: str,
+    *,
+    supports_output_noise: bool,
+    reused: bool,
+    locations: int = 1,
+    convolves: bool = False,
+    separable: bool = False,
 ) -> str:
     """The mode that ``"auto"`` stands for in one layer.
 
     Args:
         mode: what the user asked for.
         supports_output_noise: whether ``local`` and ``flipout`` are exact for the structure.
-        locations: locations per example (T), more than one for a shared weight.
         reused: whether the layer serves at several places of the network, which need one and the same draw.
+        locations: locations per example (T), more than one for a shared weight.
+        convolves: whether it is a convolution, which takes drawn weights for less than it takes noise at its outputs.
         separable: whether that is possible and costs less than ``local``.
 
     Raises:
         ValueError: for ``"local"`` or ``"separable"`` in a layer with weight sharing, where it is no posterior sample.
     """
-    if mode in ("local", "separable") and (locations > 1 or reused):
+    if mode in ("local", "separable") and (locations > 1 or convolves or reused):
         raise ValueError(
             f"noise={mode!r} draws independent noise at every location, which is not a posterior sample for a shared "
             "weight; use noise='flipout', 'shared' or 'auto'"
@@ -84,11 +93,20 @@ def choose_mode(
         return mode
     if reused:
         return "shared"
-    if not supports_output_noise:
+    if convolves or not supports_output_noise:
         return "grouped"
     if locations > 1:
         return "flipout"
     return "separable" if separable else "local"
+
+
+def group_size(mode: str, examples: int, convolves: bool) -> int:
+    """How many examples share a draw where weights are drawn before the pass (all of them: ``shared``)."""
+    if mode == "shared":
+        return examples
+    if mode == "per_example":
+        return 1
+    return -(-examples // (_MAX_GROUPS_CONVOLVED if convolves else MAX_GROUPS))
 
 
 def local_noise(root: OutputNoise, a: Tensor, stream: RandomStream) -> Tensor:
