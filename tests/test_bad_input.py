@@ -195,7 +195,7 @@ def test_prior_variance_is_positive_and_finite(variance: Any) -> None:
         ({"init": "zeros"}, "init is None or 'weights'"),
         ({"initial_precision": -1.0}, "initial_precision"),
         ({"net": nn.ReLU()}, "no layer of this network can have a posterior"),
-        ({"net": nn.Sequential(nn.Conv2d(1, 2, 3))}, "no layer of this network can have a posterior"),
+        ({"net": nn.Sequential(nn.Conv3d(1, 2, 3))}, "no layer of this network can have a posterior"),
     ],
 )
 def test_arguments_out_of_range_are_named(settings: dict[str, Any], message: str) -> None:

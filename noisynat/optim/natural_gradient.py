@@ -26,6 +26,8 @@ from noisynat.posteriors.natural import NaturalPosterior
 
 Loss = TypeVar("Loss")
 
+_STATS_EXAMPLES = 32
+
 
 class NoisyNaturalGradient(Optimizer):
     """Natural gradient on the ELBO of a :class:`~noisynat.VariationalNetwork`, for any natural posterior.
@@ -44,8 +46,9 @@ class NoisyNaturalGradient(Optimizer):
         stats_every: steps between statistics. None for 5, or 10 in a network with a layer of more than 256 inputs (the
             bias's constant counted) or outputs, and more often at first; a batch then counts for all the steps that it
             stands for, with the decay beta2^5 or beta2^10.
-        stats_examples: of each batch (each loss) feed the curvature, its first ones; None for all. A dense posterior of
-            D weights spends B D^2 operations on the statistics of B examples.
+        stats_examples: of each batch (each loss) feed the curvature, its first ones. None for all, or at most 32 in a
+            network with convolutions, which see an example at many locations. A dense posterior of D weights spends
+            B D^2 operations on the statistics of B examples.
         refresh_every: steps between factorizations of the curvature. None for 50, or 20 in a network with such a layer,
             and more often at first.
         point_lr: learning rate of the point estimates.
@@ -92,7 +95,8 @@ class NoisyNaturalGradient(Optimizer):
         self.fisher, self.kl_clip = fisher, kl_clip
         self.statistics_interval, self.refresh_interval = intervals.chosen(network, stats_every, refresh_every)
         self._by_step = stats_every is None
-        self.stats_examples = stats_examples
+        convolves = any(layer.convolves for layer in network.layers)
+        self.stats_examples = _STATS_EXAMPLES if stats_examples is None and convolves else stats_examples
         self._seen: list[tuple[int, int]] = []
         self._found: tuple[dict[int, int], list[NaturalPosterior], list[nn.Parameter]] = {}, [], []
         super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})

@@ -4,7 +4,7 @@ With Cov[vec W] = (L kron R) diag(v) (L kron R)^T, a structure needs no code of 
 
 * ``shared``: W = M + L (sqrt(v) * E) R^T, one W for all examples;
 * ``per_example``: an own E for every example;
-* ``grouped``: the same for groups of examples, so that large batches cost no more draws than :data:`MAX_GROUPS`, or 8
+* ``grouped``: the same for groups of examples, so that large batches cost no more draws than :data:`MAX_GROUPS`, or 4
   in convolutions;
 * ``local``: the output's exact marginal, s = M a + L (sqrt(v (R^T a)^2) * e)
   (Kingma et al. 2015, in the rotated basis);
@@ -26,7 +26,7 @@ from noisynat.random import RandomStream
 NoiseMode = Literal["auto", "shared", "local", "separable", "flipout", "per_example", "grouped"]
 NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
 MAX_GROUPS = 32
-_MAX_GROUPS_CONVOLVED = 8  # with more, convolutions take noticeably longer than with one weight
+_MAX_GROUPS_CONVOLVED = 4  # with more, convolutions take noticeably longer than with one weight
 _DIRECTIONS = 32  # of separable noise, at least
 _ENOUGH = 2**22  # multiplications of local noise, below which the number of operations counts
 

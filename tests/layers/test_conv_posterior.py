@@ -165,7 +165,7 @@ def test_the_biass_row_is_what_all_locations_sum_to() -> None:
     torch.testing.assert_close(a[-1, -1], torch.tensor(2.0 * 3, dtype=x.dtype))
     weight = torch.ones(1, 1, 2, 3, dtype=x.dtype)  # one for each place of the window
     sums = nn.functional.conv2d(x.mean(0).unsqueeze(1), weight, dilation=2)  # entry (i, j) of the windows, summed
-    torch.testing.assert_close(a[-1, :-1], sums.flatten())
+    torch.testing.assert_close(a[-1, :-1], sums[..., :3, :3].flatten())
 
 
 # --- weight sharing in deep linear networks -------------------------------------------------------
@@ -363,14 +363,14 @@ def test_noise_that_is_independent_at_every_location_is_refused(noise: str) -> N
         bnn.train()(images(3))
 
 
-def test_auto_noise_has_a_draw_for_each_of_eight_groups_of_examples() -> None:
+def test_auto_noise_has_a_draw_for_each_of_four_groups_of_examples() -> None:
     bnn = variational(Net(conv_of({})))
     x = images(1).expand(32, -1, -1, -1)
     s: list[Tensor] = []
     bnn.net.conv.register_forward_hook(lambda module, inputs, output: s.append(output.detach()))
     bnn.train()(x)
     same = (s[0][:, None] == s[0][None]).flatten(2).all(-1)
-    group = torch.arange(32) // 4
+    group = torch.arange(32) // 8
     assert torch.equal(same, group[:, None] == group[None])
 
 

@@ -211,11 +211,11 @@ def test_records_activations_with_the_constant_one(
     with recording([layer]) as records:
         f = layer.eval()(x)
     (record,) = records[0]
-    assert record.activations.shape == (4, count, columns)
-    assert not record.activations.requires_grad
-    assert torch.equal(record.activations[..., :3], x.detach().reshape(4, count, 3))
+    assert record.inputs.shape == (4, count, columns)
+    assert not record.inputs.requires_grad
+    assert torch.equal(record.inputs[..., :3], x.detach().reshape(4, count, 3))
     if bias:
-        assert (record.activations[..., 3] == 1).all()
+        assert (record.inputs[..., 3] == 1).all()
     assert record.outputs.shape == (4, count, 2)
     assert torch.equal(record.outputs.flatten(), f.flatten())
 
@@ -234,7 +234,7 @@ def test_every_use_is_recorded_and_recording_ends() -> None:
         layer(normal(4, 3))
         layer(normal(2, 3))
     layer(normal(1, 3))
-    assert [len(record.activations) for record in records[0]] == [4, 2]
+    assert [len(record.inputs) for record in records[0]] == [4, 2]
 
 
 def test_recordings_nest_and_are_undone_by_exceptions() -> None:
