@@ -124,6 +124,7 @@ def _natural(
         refresh_every=optimizer.refresh_every,
         replicas=replicas,
         rank=rank,
+        stats_examples=optimizer.stats_examples,
     )
     cycle = math.lcm(optimizer.stats_every, optimizer.refresh_every)
     settling = max(optimizer.statistics_interval.settles_at, optimizer.refresh_interval.settles_at)
@@ -171,7 +172,7 @@ NOISES = ("local", "flipout", "shared")
 def _ours() -> list[Contender]:
     found = [
         Contender(f"bbb-{noise}", f"Bayes by Backprop, {noise} noise", "noisynat", partial(_mean_field, noise=noise))
-        for noise in NOISES
+        for noise in ("auto", *NOISES)
     ]
 
     def add(name: str, title: str, **options: Any) -> None:

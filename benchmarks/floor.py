@@ -4,7 +4,8 @@ A floor is the larger of operations over the machine's rate of matrix products a
 are of the algorithm, not of its code: products of triangular matrices and symmetric products count half, what can be
 done in one pass over memory is one pass, and gradients go the cheaper of two ways to be preconditioned.
 
-Per layer, the weight is o x c (bias included) and the batch has B examples.
+Per layer, the weight is o x c (bias included) and the batch has B examples, which a convolution sees at T locations
+each.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ FLOAT_BYTES = 4
 _EIGH = 9.0  # n^3 operations for all eigenvectors of a symmetric matrix (Golub and Van Loan 2013, section 8.3)
 _CHOLESKY_INVERSE = 2 / 3  # n^3 operations for a Cholesky factor and its inverse
 _DIRECTIONS = 32  # that examples share, at least, where noise is separable
+_DRAWS = 4  # of a convolution's weight, each for a part of the batch
 
 _GRADIENT_METHODS = ("sgd", "adam", "mean_field")
 
@@ -88,6 +90,7 @@ class Plan:
         refresh_every: steps between factorizations.
         replicas: networks trained at once.
         rank: of the network.
+        stats_examples: of a batch feed the curvature, None for all.
     """
 
     structure: str
@@ -97,6 +100,7 @@ class Plan:
     refresh_every: int = 1
     replicas: int = 1
     rank: Rank = "auto"
+    stats_examples: int | None = None
 
     def ranks(self, o: int, c: int) -> tuple[int, int] | None:
         """Eigenvalues that are kept of S and A, where not all are."""
@@ -104,23 +108,23 @@ class Plan:
         return None if kept is None else (kept[0] or o, kept[1] or c)
 
 
-def step_floor(layers: Sequence[Shape], batch: int, plan: Plan, rates: Rates) -> dict[str, float]:
+def step_floor(layers: Sequence[tuple[int, ...]], batch: int, plan: Plan, rates: Rates) -> dict[str, float]:
     """Seconds per step at least, by stage."""
     return {stage: work.seconds(rates) for stage, work in step_work(layers, batch, plan).items()}
 
 
-def step_work(layers: Sequence[Shape], batch: int, plan: Plan) -> dict[str, Work]:
-    """The necessary work of an average step of a dense network, by stage.
+def step_work(layers: Sequence[tuple[int, ...]], batch: int, plan: Plan) -> dict[str, Work]:
+    """The necessary work of an average step, by stage.
 
     Args:
-        layers: (out, columns) of each, the first one first.
+        layers: their :class:`~benchmarks.networks.Shape`, the first one first.
         batch: examples.
         plan: of the step.
     """
     total = dict.fromkeys(STAGES, Work())
     scalar = layers[-1][0] == 1
-    for position, (out, columns) in enumerate(layers):
-        for stage, work in _layer_work(out, columns, batch, plan, first=position == 0, scalar=scalar).items():
+    for position, layer in enumerate(layers):
+        for stage, work in _layer_work(Shape(*layer), batch, plan, first=position == 0, scalar=scalar).items():
             total[stage] = total[stage] + plan.replicas * work
     return total
 
@@ -141,12 +145,15 @@ def passes(count: int, entries: int) -> Work:
     return Work(0.0, FLOAT_BYTES * count * entries)
 
 
-def _layer_work(o: int, c: int, b: int, plan: Plan, *, first: bool, scalar: bool) -> Mapping[str, Work]:
-    noise = _noise(o, c, b, plan)
+def _layer_work(layer: Shape, examples: int, plan: Plan, *, first: bool, scalar: bool) -> Mapping[str, Work]:
+    o, c, t = layer
+    b = examples * t  # rows of all products
+    drawn = t > 1 and plan.noise == "auto"
+    noise = min(_DRAWS, examples) * _noise(o, c, b, replace(plan, noise="shared")) if drawn else _noise(o, c, b, plan)
     backward = product(o, b, c)
     if not first:
         backward = backward + product(b, o, c)
-        if plan.noise in ("auto", "local", "flipout"):
+        if plan.noise in ("auto", "local", "flipout") and not drawn:
             again = replace(noise, normals=0.0)  # the same products, transposed: noise depends on a layer's inputs
             backward = backward + again
     if plan.structure == "mean_field":
@@ -155,7 +162,8 @@ def _layer_work(o: int, c: int, b: int, plan: Plan, *, first: bool, scalar: bool
         "forward": product(b, c, o),
         "noise": noise,
         "backward": backward,
-        "statistics": _statistics(o, c, b, plan, passed=first or scalar) * (1 / plan.stats_every),
+        "statistics": _statistics(o, c, b, t * (plan.stats_examples or examples), plan, passed=first or scalar)
+        * (1 / plan.stats_every),
         "refresh": _refresh(o, c, plan) * (1 / plan.refresh_every),
         "precondition": _precondition(o, c, b, plan),
         "trust region": Work() if plan.structure in _GRADIENT_METHODS else passes(2, o * c),
@@ -197,17 +205,17 @@ def _thin(o: int, c: int, ranks: tuple[int, int]) -> Work:
     return 2 * (product(p, o, c) + product(o, c, q))
 
 
-def _statistics(o: int, c: int, b: int, plan: Plan, *, passed: bool) -> Work:
-    """Of a step that takes them; ``passed``: whether the loss's own backward pass gives what is needed."""
+def _statistics(o: int, c: int, b: int, fed: int, plan: Plan, *, passed: bool) -> Work:
+    """Of a step that takes them, of ``fed`` rows; ``passed``: whether the loss's backward pass gives what is needed."""
     if plan.structure in _GRADIENT_METHODS:
         return Work()
     k = plan.columns
     back = Work() if passed else k * product(b, o, c)
     if plan.structure == "diagonal":
-        return back + product(o, b, c) + passes(1, o * c)
-    factors = 0.5 * (product(c, b, c) + product(o, k * b, o)) + passes(1, c * c + o * o)
+        return back + product(o, fed, c) + passes(1, o * c)
+    factors = 0.5 * (product(c, fed, c) + product(o, k * fed, o)) + passes(1, c * c + o * o)
     if plan.structure == "eigen_corrected":
-        factors = factors + product(b, c, c) + product(k * b, o, o) + product(o, b, c) + passes(1, o * c)
+        factors = factors + product(fed, c, c) + product(k * fed, o, o) + product(o, fed, c) + passes(1, o * c)
     return back + factors
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,13 @@ from torch.nn import functional
 
 import noisynat
 
-Shape = tuple[int, int]
+
+class Shape(NamedTuple):
+    """Of a layer's weight, its bias being the last column, and at how many locations it sees an example."""
+
+    out: int
+    columns: int
+    locations: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,22 @@ class Network:
         return functional.cross_entropy if self.task == "classification" else functional.mse_loss
 
     def layer_shapes(self) -> list[Shape]:
-        """(out, columns) of every linear layer's weight, its bias being the last column."""
-        linear = [module for module in self.make().modules() if isinstance(module, nn.Linear)]
-        return [(layer.out_features, layer.in_features + (layer.bias is not None)) for layer in linear]
+        """Of all linear and convolutional layers, in the order of a forward pass."""
+        net, shapes = self.make(), []
+
+        def see(layer: nn.Module, _: object, output: Tensor) -> None:
+            assert isinstance(layer, nn.Linear | nn.Conv2d)
+            weight = layer.weight.flatten(1)
+            shapes.append(
+                Shape(len(weight), weight.shape[1] + (layer.bias is not None), output[0].numel() // len(weight))
+            )
+
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.register_forward_hook(see)
+        with torch.no_grad():
+            net(torch.zeros(1, *self.input_shape))
+        return shapes
 
     def batches(self, device: torch.device, replicas: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """A few random batches, the same in every call."""
@@ -94,6 +113,26 @@ def digits(name: str, hidden: Sequence[int], batch: int = 128) -> Network:
     return Network(name, title, partial(dense, sizes), (784,), "classification", 10, batch, 60_000)
 
 
+def lenet(sizes: Sequence[int], kernel: int) -> nn.Module:
+    """Two convolutions, each with ReLU and pooling, and dense layers of ``sizes[2:]``, always with the same weights."""
+    first, second, *hidden = sizes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        images = nn.Sequential(
+            nn.Conv2d(1, first, kernel, padding=kernel // 2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(first, second, kernel), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        )  # fmt: skip
+        inputs = images(torch.zeros(1, 1, 28, 28)).shape[1]
+        return nn.Sequential(*images, *dense((inputs, *hidden)).children())
+
+
+def images(name: str, sizes: Sequence[int], kernel: int) -> Network:
+    """28 x 28 images of one channel, a network as :func:`lenet` makes, 10 classes, 60,000 examples, batch 128."""
+    channels, units = (" and ".join(map(str, sizes[:2])), "-".join(map(str, sizes[2:])))
+    title = f"convolutions of {channels} channels, {kernel} x {kernel}, then {units}; batch 128"
+    return Network(name, title, partial(lenet, sizes, kernel), (1, 28, 28), "classification", 10, 128, 60_000)
+
+
 def table(name: str = "table", replicas: int = 20) -> Network:
     """13 inputs, 50 units, one output, 455 examples: Boston housing's shape, as many networks as it has splits."""
     title = f"13-50-1, batch 32, {replicas} {'replica' if replicas == 1 else 'replicas'}"
@@ -102,7 +141,13 @@ def table(name: str = "table", replicas: int = 20) -> Network:
 
 NETWORKS = {
     network.name: network
-    for network in (table(), digits("mlp", (1000, 1000)), digits("mlp-512", (1000, 1000), batch=512))
+    for network in (
+        table(),
+        digits("mlp", (1000, 1000)),
+        digits("mlp-512", (1000, 1000), batch=512),
+        images("lenet", (6, 16, 120, 84, 10), kernel=5),
+        images("conv", (32, 64, 128, 10), kernel=3),
+    )
 }
 
 

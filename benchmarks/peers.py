@@ -83,18 +83,21 @@ def _bayesian_torch(network: Network, device: torch.device, *, kind: str) -> _St
 
 
 def _blitz(network: Network, device: torch.device) -> _Step:
-    from blitz.modules import BayesianLinear
+    from blitz.modules import BayesianConv2d, BayesianLinear
     from blitz.utils import variational_estimator
 
     @variational_estimator
     class Bayesian(nn.Sequential):
         """The network with layers of BLiTZ."""
 
-    layers = [
-        BayesianLinear(layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else layer
-        for layer in network.make().children()
-    ]
-    net: Any = Bayesian(*layers).to(device)
+    def bayesian(layer: nn.Module) -> nn.Module:
+        if isinstance(layer, nn.Linear):
+            return BayesianLinear(layer.in_features, layer.out_features)
+        if isinstance(layer, nn.Conv2d):
+            return BayesianConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+        return layer
+
+    net: Any = Bayesian(*(bayesian(layer) for layer in network.make().children())).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=network.learning_rate)
 
     def step(x: Tensor, y: Tensor) -> None:

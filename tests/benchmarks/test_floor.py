@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.floor import STAGES, Plan, Rates, Work, passes, product, step_floor, step_work
-from benchmarks.networks import Network, digits, table
+from benchmarks.networks import NETWORKS, Network, digits, images, table
 
 LAYERS = [(3, 5), (2, 4)]  # (out, columns), the first layer first
 BATCH = 7
@@ -43,16 +43,19 @@ def test_forward_and_backward_of_every_gradient_method() -> None:
     assert step_work(LAYERS, BATCH, Plan("sgd"))["mean step"].bytes == 3 * 4 * (15 + 8)
 
 
-@pytest.mark.parametrize(("hidden", "batch"), [((20,), 16), ((30, 20), 8)])
-def test_forward_and_backward_as_torch_counts_them(hidden: tuple[int, ...], batch: int) -> None:
+@pytest.mark.parametrize(
+    "network",
+    [digits("small", (20,), 16), digits("small", (30, 20), 8), images("small", (2, 3, 10), kernel=3)],
+    ids=lambda network: network.title,
+)
+def test_forward_and_backward_as_torch_counts_them(network: Network) -> None:
     """The bias's column is in our count and not in torch's."""
-    network = digits("small", hidden, batch)
     trainer = CONTENDERS["adam"].build(network, torch.device("cpu"))
     x, y = network.batches(torch.device("cpu"))[0]
     with FlopCounterMode(display=False) as counter:
         trainer.step(x, y)
-    without_bias = [(out, columns - 1) for out, columns in network.layer_shapes()]
-    work = step_work(without_bias, batch, Plan("adam"))
+    without_bias = [layer._replace(columns=layer.columns - 1) for layer in network.layer_shapes()]
+    work = step_work(without_bias, network.batch, Plan("adam"))
     assert counter.get_total_flops() == sum(work[stage].flops for stage in ("forward", "backward"))
 
 
@@ -109,9 +112,15 @@ def test_the_floor_of_a_step_is_per_stage() -> None:
     assert floors["mean step"] == 7 * 4 * 23 / 1e2
 
 
-@pytest.mark.parametrize("network", [table(), digits("mlp", (1000, 1000))], ids=lambda network: network.name)
+@pytest.mark.parametrize(
+    "network", [table(), digits("mlp", (1000, 1000)), NETWORKS["lenet"]], ids=lambda network: network.name
+)
 def test_layers_are_found_with_their_bias(network: Network) -> None:
-    expected = {"table": [(50, 14), (1, 51)], "mlp": [(1000, 785), (1000, 1001), (10, 1001)]}
+    expected = {
+        "table": [(50, 14, 1), (1, 51, 1)],
+        "mlp": [(1000, 785, 1), (1000, 1001, 1), (10, 1001, 1)],
+        "lenet": [(6, 26, 784), (16, 151, 100), (120, 401, 1), (84, 121, 1), (10, 85, 1)],
+    }
     assert network.layer_shapes() == expected[network.name]
 
 
@@ -128,6 +137,19 @@ def test_truncated_factors_by_hand() -> None:
     assert whole == step_work(layers, BATCH, Plan("kronecker", "local", rank=40))
     assert step_work([(256, 256)], BATCH, Plan("kronecker"))["refresh"].flops == 9 * 2 * 256**3  # nothing left out
     assert step_work([(256, 257)], BATCH, Plan("kronecker"))["refresh"].flops < 2 * 256**3
+
+
+def test_convolutions_by_hand() -> None:
+    """Rows are B T, noise is four draws of the weight, and statistics are of as many examples as are fed."""
+    o, c, t = 3, 5, 11
+    rows, fed = BATCH * t, 2 * t
+    work = step_work([(o, c, t), (o, c, t)], BATCH, Plan("kronecker", "auto", columns=2, stats_examples=2))
+    assert work["forward"].flops == 2 * 2 * rows * o * c
+    assert work["backward"].flops == 3 * 2 * rows * o * c
+    assert work["noise"].flops == 2 * 4 * 2 * (o * o * c + o * c * c)
+    assert work["statistics"].flops == 2 * (fed * c * c + 2 * fed * o * o) + 2 * 2 * rows * o * c
+    flipped = step_work([(o, c, t)], BATCH, Plan("kronecker", "flipout"))
+    assert flipped["noise"].flops == 2 * rows * (c * c + o * o + o * c)
 
 
 def test_separable_noise_counts_where_it_is_chosen() -> None:

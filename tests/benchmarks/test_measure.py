@@ -251,7 +251,7 @@ def test_learned_networks_are_compared_with_fresh_ones_in_the_same_rounds() -> N
 def test_peak_memory_is_what_a_network_takes_more() -> None:
     """Adam keeps weights, gradients and two averages: 16 bytes a weight; SGD one average less."""
     large = digits("large", (2000, 2000), batch=2)
-    weights = sum(out * columns for out, columns in large.layer_shapes())
+    weights = sum(layer.out * layer.columns for layer in large.layer_shapes())
     adam, sgd = (memory.peak_bytes(name, large, CPU) for name in ("adam", "sgd"))
     assert adam is not None
     assert sgd is not None
