@@ -94,7 +94,9 @@ def _blitz(network: Network, device: torch.device) -> _Step:
         if isinstance(layer, nn.Linear):
             return BayesianLinear(layer.in_features, layer.out_features)
         if isinstance(layer, nn.Conv2d):
-            return BayesianConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+            return BayesianConv2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding
+            )
         return layer
 
     net: Any = Bayesian(*(bayesian(layer) for layer in network.make().children())).to(device)

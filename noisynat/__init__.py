@@ -1,6 +1,7 @@
 """noisynat: Bayesian deep learning by noisy natural gradient."""
 
 from noisynat import acquisition, calibration
+from noisynat.batch_norm import update_bn
 from noisynat.data import TensorBatches
 from noisynat.elbo import ELBO
 from noisynat.errors import CurvatureError, NonFiniteLossError
@@ -51,5 +52,6 @@ __all__ = [
     "cosine_schedule",
     "fit",
     "memory_forecast",
+    "update_bn",
 ]
 __version__ = "0.1.0"

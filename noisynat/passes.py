@@ -55,8 +55,8 @@ def loss_and_statistics(
             raise RuntimeError(f"layer {layer.name!r} took no part in the forward pass, so it has no curvature")
     uses = [use for of_layer in records for use in of_layer]
     trained = any(p.requires_grad for p in likelihood.parameters())
-    convolves = any(layer.convolves for layer in layers)  # whose gradients libraries find faster than by products
-    if f.shape[-1] == 1 and kind == "ggn" and f.requires_grad and only_means and not (trained or convolves):
+    by_products = all(layer.is_product for layer in layers)  # as the gradients are then
+    if f.shape[-1] == 1 and kind == "ggn" and f.requires_grad and only_means and by_products and not trained:
         weights = [layer.mean for layer, of_layer in zip(layers, records, strict=True) for _ in of_layer]
         loss, gradients = _in_one_pass(likelihood, f, y, uses, weights)
         return loss, _joined(layers, records, gradients, first)
@@ -122,6 +122,6 @@ def _joined(
     for layer, uses in zip(layers, records, strict=True):
         dtype, lead = layer.mean.dtype, (slice(None),) * len(layer.batch_shape)
         a = [layer.activations(use.inputs[(*lead, first)]).to(dtype) for use in uses]
-        g = [layer.by_location(next(of_uses)[(slice(None), *lead, first)]).to(dtype) for _ in uses]
+        g = [layer.by_location(next(of_uses)[(slice(None), *lead, first)], 1).to(dtype) for _ in uses]
         statistics.append((torch.cat(a, dim=-2), torch.cat(g, dim=-2)))
     return statistics

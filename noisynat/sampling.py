@@ -114,7 +114,7 @@ class FunctionSampler:
             uses = [record for of_layer in records for record in of_layer]
             gradients = iter(layer_gradients(f, [use.outputs for use in uses], columns))
         per_layer = [
-            [(layer.activations(use.inputs), layer.by_location(next(gradients))) for use in of_layer]
+            [(layer.activations(use.inputs), layer.by_location(next(gradients), 1)) for use in of_layer]
             for layer, of_layer in zip(self.layers, records, strict=True)
         ]
         outputs = []

@@ -120,7 +120,7 @@ def test_where_something_else_has_a_gradient_there_are_two_passes(monkeypatch: p
     inputs = x.clone().requires_grad_()
     bnn.loss(inputs, y).backward()
     assert inputs.grad is not None
-    net = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 1)).double()
+    net = nn.Sequential(nn.PReLU(8), nn.Linear(8, 1)).double()
     bnn, _ = make("gaussian", net=net)
     bnn.loss(x, y).backward()
     assert all(p.grad is not None for p in bnn.point_estimates())

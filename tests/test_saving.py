@@ -62,7 +62,7 @@ def through_a_file(state: Any) -> Any:
 def network(structure: Any, likelihood: str = "gamma", seed: int = 0, **settings: Any) -> noisynat.VariationalNetwork:
     """Two layers with a posterior and, without replicas, point estimates and buffers."""
     torch.manual_seed(seed)
-    norm = nn.Identity() if settings.get("replicas") else nn.BatchNorm1d(4)
+    norm = nn.Identity() if settings.get("replicas") else nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.PReLU(4))
     net = nn.Sequential(nn.Linear(3, 4), norm, nn.Tanh(), nn.Linear(4, 2))
     return noisynat.VariationalNetwork(net, LIKELIHOODS[likelihood](), posterior=structure, num_data=N, **settings)
 

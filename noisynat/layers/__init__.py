@@ -4,6 +4,7 @@ from noisynat.layers.base import VariationalLayer
 from noisynat.layers.conv import VariationalConv1d, VariationalConv2d, Window
 from noisynat.layers.convert import Coverage, CoverageRow, convert
 from noisynat.layers.linear import VariationalLinear
+from noisynat.layers.norm import VariationalNorm
 
 __all__ = [
     "Coverage",
@@ -12,6 +13,7 @@ __all__ = [
     "VariationalConv2d",
     "VariationalLayer",
     "VariationalLinear",
+    "VariationalNorm",
     "Window",
     "convert",
 ]

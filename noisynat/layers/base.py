@@ -42,8 +42,12 @@ class VariationalLayer(nn.Module, ABC):
     """
 
     mean: nn.Parameter
+    is_product = False
+    """Whether the outputs are a product with the inputs, to which noise is added for less than weights are drawn."""
     convolves = False
-    """Whether every example uses the weight at many locations, in the forward pass of a library's own."""
+    """Whether every example uses the weight at many locations."""
+    full_covariance = False
+    """Whether a Kronecker posterior is to have a full matrix for each group instead, as that is small."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, replicas: Sequence[int] = (), groups: int = 1
@@ -103,8 +107,25 @@ class VariationalLayer(nn.Module, ABC):
         """What a record's inputs (*replicas, B, ...) bring to the weight: (*replicas, [groups,] B, T, columns)."""
 
     @abstractmethod
-    def by_location(self, outputs: Tensor) -> Tensor:
-        """Tensors like a record's outputs (*, *replicas, B, ...) as (*, *replicas, [groups,] B, T, out / groups)."""
+    def by_location(self, outputs: Tensor, lead: int = 0) -> Tensor:
+        """Tensors like a record's outputs (*, *replicas, B, ...), with ``lead`` dimensions in front, by location.
+
+        Returns:
+            (*, *replicas, [groups,] B, T, out / groups).
+        """
+
+    def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Outputs (*lead, B, ...) for inputs x (*lead, B, ...) by weights (*lead, out, columns)."""
+        raise NotImplementedError
+
+    def _by_group_of_examples(self, x: Tensor, weight: Tensor, lead: int) -> Tensor:
+        """As :meth:`_apply_weight` by G weights (*lead, G, out, columns) for consecutive groups of examples.
+
+        Groups are few, and of equal size but for the last.
+        """
+        size = -(-x.shape[lead] // weight.shape[lead])
+        parts = zip(x.split(size, lead), weight.unbind(lead), strict=True)
+        return torch.cat([self._apply_weight(part, of_part) for part, of_part in parts], dim=lead)
 
     def _with_constant(self, rows: Tensor) -> Tensor:
         """Rows (*, in) with the bias's input, if there is a bias: (*, columns)."""

@@ -165,7 +165,7 @@ class VariationalConv(VariationalLayer):
                 f"layer {self.name!r} takes images of {self.in_channels} channels, "
                 f"{'(*replicas, ' if lead else '('}B, {self.in_channels}, *space), got shape {tuple(x.shape)}"
             )
-        s = self._by_group_of_examples(x, weight, lead) if grouped else self._convolved(x, weight)
+        s = self._by_group_of_examples(x, weight, lead) if grouped else self._apply_weight(x, weight)
         if self._drawn is None and self.training and self._posterior:
             s = s + self._as_images(self._noise(self.activations(x)), s)
         if self._records is not None:
@@ -179,7 +179,7 @@ class VariationalConv(VariationalLayer):
             rows = rows.unflatten(-1, (self.groups, -1)).movedim(-2, -4)
         return self._with_constant(rows)
 
-    def by_location(self, outputs: Tensor) -> Tensor:
+    def by_location(self, outputs: Tensor, lead: int = 0) -> Tensor:
         rows = outputs.flatten(-self.dims).mT  # (*, B, T, out)
         return rows if self.groups == 1 else rows.unflatten(-1, (self.groups, -1)).movedim(-2, -4)
 
@@ -189,12 +189,8 @@ class VariationalConv(VariationalLayer):
             rows = rows.movedim(-4, -2).flatten(-2)
         return rows.mT.reshape(like.shape)
 
-    def _convolved(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Outputs (*lead, B, out, *space) of x (*lead, B, channels, *space) by weights (*lead, out, columns).
-
-        The networks of the leading dimensions are groups of channels of a single one.
-        """
-        lead = weight.shape[:-2]
+    def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        lead = weight.shape[:-2]  # networks, which are groups of channels of a single one
         networks = lead.numel()
         flat = weight.reshape(networks * self.out_features, self.columns)
         kernels = flat[:, : self.in_features].unflatten(-1, self.weight_shape[1:])
@@ -205,16 +201,6 @@ class VariationalConv(VariationalLayer):
         channels = of_networks.transpose(0, 1).flatten(1, 2)
         s = self.window.convolve(channels, kernels, bias, networks * self.groups)
         return s.unflatten(1, (networks, self.out_features)).transpose(0, 1).unflatten(0, lead)
-
-    def _by_group_of_examples(self, x: Tensor, weight: Tensor, lead: int) -> Tensor:
-        """As :meth:`_convolved` by G weights (*lead, G, out, columns) for consecutive groups of examples.
-
-        Groups are of equal size but for the last. They are few, and one by one they take less time than as groups of
-        channels.
-        """
-        size = -(-x.shape[lead] // weight.shape[lead])
-        parts = zip(x.split(size, lead), weight.unbind(lead), strict=True)
-        return torch.cat([self._convolved(part, of_part) for part, of_part in parts], dim=lead)
 
     def extra_repr(self) -> str:
         replicas = f", replicas={tuple(self.batch_shape)}" if self.batch_shape else ""

@@ -13,13 +13,18 @@ from torch import nn
 from noisynat.layers.base import VariationalLayer
 from noisynat.layers.conv import VariationalConv1d, VariationalConv2d
 from noisynat.layers.linear import VariationalLinear
+from noisynat.layers.norm import Normalization, VariationalNorm
 from noisynat.random import RandomStream
 
-Convertible = nn.Linear | nn.Conv1d | nn.Conv2d
+Convertible = nn.Linear | nn.Conv1d | nn.Conv2d | Normalization
 _CONVERSIONS: dict[type[nn.Module], Callable[..., VariationalLayer]] = {
     nn.Linear: VariationalLinear.from_linear,
     nn.Conv1d: VariationalConv1d.from_conv,
     nn.Conv2d: VariationalConv2d.from_conv,
+    nn.BatchNorm1d: VariationalNorm.from_norm,
+    nn.BatchNorm2d: VariationalNorm.from_norm,
+    nn.LayerNorm: VariationalNorm.from_norm,
+    nn.GroupNorm: VariationalNorm.from_norm,
 }
 _WEIGHT_READERS = (nn.TransformerEncoderLayer,)  # its fast path in eval() uses its children's weights directly
 
@@ -81,7 +86,7 @@ def convert(
     same_start: bool = False,
     only: Sequence[str] | None = None,
 ) -> tuple[nn.Module, list[VariationalLayer]]:
-    """A copy of ``net`` whose linear and convolutional layers are variational; ``net`` itself is not changed.
+    """A copy of ``net`` whose linear, convolutional and normalization layers are variational; ``net`` stays as it is.
 
     Layers stay as they are if they are frozen, subclasses of PyTorch's, tied to another module's parameters, or owned
     by a module that reads their weight itself. Forward hooks of a converted layer are not carried over.
@@ -148,11 +153,15 @@ def chosen(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
 
 
 def _supported(module: nn.Module) -> bool:
-    return type(module) in _CONVERSIONS and all(p.requires_grad for p in module.parameters())
+    trained = all(p.requires_grad for p in module.parameters())
+    return type(module) in _CONVERSIONS and module.weight is not None and trained
 
 
 def matrix_shape(module: Convertible) -> tuple[int, int, int]:
     """(groups, out / groups, columns) of the weight that :func:`convert` would give a layer."""
+    assert module.weight is not None
+    if isinstance(module, Normalization):
+        return module.weight.numel(), 1, 1 + (module.bias is not None)
     groups = 1 if isinstance(module, nn.Linear) else module.groups
     outputs, inputs = len(module.weight), module.weight[0].numel()
     return groups, outputs // groups, inputs + (module.bias is not None)

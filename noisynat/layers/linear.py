@@ -31,6 +31,8 @@ class VariationalLinear(VariationalLayer):
         device: of the mean.
     """
 
+    is_product = True
+
     def __init__(
         self,
         in_features: int,
@@ -90,7 +92,7 @@ class VariationalLinear(VariationalLayer):
     def activations(self, inputs: Tensor) -> Tensor:
         return inputs
 
-    def by_location(self, outputs: Tensor) -> Tensor:
+    def by_location(self, outputs: Tensor, lead: int = 0) -> Tensor:
         return outputs
 
     def _fused_root(self, x: Tensor) -> KroneckerBasisInverse | None:

@@ -139,15 +139,15 @@ class Posterior(nn.Module, ABC):
 
     def draw_for_training(self, examples: int, stream: RandomStream) -> list[Draw] | None:
         """The draws to fix before a training pass, one per layer, or None where layers add their noise themselves."""
-        convolves = any(layer.convolves for layer in self._layers)
         mode = noise.choose_mode(
             self.noise_mode,
             supports_output_noise=self._root.supports_output_noise,
-            convolves=convolves,
+            is_product=all(layer.is_product for layer in self._layers),
             reused=any(layer.reused for layer in self._layers),
         )
         if mode in noise.AT_OUTPUTS:
             return None
+        convolves = any(layer.convolves for layer in self._layers)
         draws = -(-examples // noise.group_size(mode, examples, convolves))
         if draws == 1:
             return [Draw(weight) for weight in self.draw((), stream)]
@@ -208,7 +208,7 @@ class Posterior(nn.Module, ABC):
             self.noise_mode,
             supports_output_noise=root.supports_output_noise,
             locations=locations,
-            convolves=any(layer.convolves for layer in self._layers),
+            is_product=all(layer.is_product for layer in self._layers),
             reused=reused,
             separable=self.noise_mode == "auto" and noise.separable_pays(root, examples, self.same_shapes),
         )

@@ -129,6 +129,8 @@ def rules_by_layer(sharing: Sharing | Mapping[str, Sharing], names: Sequence[str
 
 
 def _curvature(structure: str, layer: VariationalLayer, sizes: FactorSizes, rule: Sharing) -> Callable[..., Curvature]:
+    if layer.full_covariance and structure in _FORMS:
+        return Dense
     shape = layer.matrix_shape[1:]
     ranks = sizes.kept(structure, shape)
     if structure not in _FORMS:

@@ -66,7 +66,7 @@ def choose_mode(
     supports_output_noise: bool,
     reused: bool,
     locations: int = 1,
-    convolves: bool = False,
+    is_product: bool = True,
     separable: bool = False,
 ) -> str:
     """The mode that ``"auto"`` stands for in one layer.
@@ -76,13 +76,14 @@ def choose_mode(
         supports_output_noise: whether ``local`` and ``flipout`` are exact for the structure.
         reused: whether the layer serves at several places of the network, which need one and the same draw.
         locations: locations per example (T), more than one for a shared weight.
-        convolves: whether it is a convolution, which takes drawn weights for less than it takes noise at its outputs.
+        is_product: whether the layer is a product with its weight; to others, noise at the outputs costs more than
+            drawn weights.
         separable: whether that is possible and costs less than ``local``.
 
     Raises:
         ValueError: for ``"local"`` or ``"separable"`` in a layer with weight sharing, where it is no posterior sample.
     """
-    if mode in ("local", "separable") and (locations > 1 or convolves or reused):
+    if mode in ("local", "separable") and (locations > 1 or not is_product or reused):
         raise ValueError(
             f"noise={mode!r} draws independent noise at every location, which is not a posterior sample for a shared "
             "weight; use noise='flipout', 'shared' or 'auto'"
@@ -93,7 +94,7 @@ def choose_mode(
         return mode
     if reused:
         return "shared"
-    if convolves or not supports_output_noise:
+    if not (is_product and supports_output_noise):
         return "grouped"
     if locations > 1:
         return "flipout"

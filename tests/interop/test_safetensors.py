@@ -38,7 +38,11 @@ def network(
     posterior: Any = "kronecker", likelihood: str = "gamma", seed: int = 0, hidden: int = 4, **settings: Any
 ) -> noisynat.VariationalNetwork:
     torch.manual_seed(seed)
-    norm = nn.Identity() if settings.get("replicas") else nn.BatchNorm1d(hidden)
+    norm = (
+        nn.Identity()
+        if settings.get("replicas")
+        else nn.Sequential(nn.BatchNorm1d(hidden, affine=False), nn.PReLU(hidden))
+    )
     net = nn.Sequential(nn.Linear(3, hidden), norm, nn.Tanh(), nn.Linear(hidden, 2))
     settings = {"num_data": N, **settings}
     return noisynat.VariationalNetwork(net, LIKELIHOODS[likelihood](), posterior=posterior, **settings)
@@ -130,7 +134,7 @@ def test_the_file_holds_what_predictions_need_and_says_of_what_it_is(tmp_path: P
     curvature = {
         f"_posteriors.{i}.curvature.{key}" for i in (0, 1) for key in ("damping", "refreshed.A", "refreshed.S")
     }
-    others = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    others = {"0.running_mean", "0.running_var", "0.num_batches_tracked", "1.weight"}
     likelihood = {"likelihood.residual", "likelihood.outputs_per_precision"}
     means, priors = {f"net.{i}.mean" for i in (0, 3)}, {f"_posteriors.{i}.prior_variance" for i in (0, 1)}
     assert names == curvature | means | priors | likelihood | {f"net.1.{name}" for name in others}
@@ -167,7 +171,7 @@ def test_tensors_may_share_memory_and_have_any_layout(tmp_path: Path) -> None:
         ),
         (lambda: network().double(), r"net\.0\.mean is float32 \(4, 4\) in the file and float64 \(4, 4\)"),
         (lambda: network(replicas=2), r"net\.0\.mean is float32 \(4, 4\) in the file and float32 \(2, 4, 4\)"),
-        (lambda: network(replicas=2), r"net\.1\.weight is float32 \(4,\) in the file and missing in the network"),
+        (lambda: network(replicas=2), r"net\.1\.1\.weight is float32 \(4,\) in the file and missing in the network"),
     ],
 )
 def test_errors_name_the_entry(other: Callable[[], Any], message: str, tmp_path: Path) -> None:

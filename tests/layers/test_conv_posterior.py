@@ -54,6 +54,9 @@ def jacobian(net: nn.Module, name: str, x: Tensor) -> Tensor:
     own = dict(net.named_parameters())
     chosen = {key: value for key, value in own.items() if key.startswith(f"{name}.")}
     found = jacrev(lambda changed: functional_call(net, {**own, **changed}, (x,)))(chosen)
+    normalizes = isinstance(net.get_submodule(name), nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+    if normalizes:  # a row has the scale and the shift of a unit
+        return torch.stack([part.flatten(2) for part in found.values()], dim=-1).flatten(2).detach()
     rows = found[f"{name}.weight"].flatten(3)
     if f"{name}.bias" in found:
         rows = torch.cat([rows, found[f"{name}.bias"].unsqueeze(-1)], dim=-1)

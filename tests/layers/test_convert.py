@@ -17,7 +17,7 @@ def converted(net: nn.Module, replicas: tuple[int, ...] = ()) -> tuple[nn.Module
 
 
 def mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)))
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2), nn.PReLU(2)))
 
 
 def names(layers: list[VariationalLayer]) -> list[str]:
@@ -167,14 +167,14 @@ def test_coverage_has_a_row_per_parameter_of_the_original(replicas: tuple[int, .
     net = mlp()
     rows = coverage(converted(net, replicas)[0], "diagonal", replicas)
     assert {row.name: row.shape for row in rows} == {key: tuple(p.shape) for key, p in net.named_parameters()}
-    assert len(rows) == 6
+    assert len(rows) == 5
     kinds = {row.name: (row.kind, row.detail) for row in rows}
     assert kinds["2.0.bias"] == ("posterior", "diagonal")
-    assert kinds["2.1.weight"] == ("point estimate", "LayerNorm")
+    assert kinds["2.1.weight"] == ("point estimate", "PReLU")
 
 
 def test_coverage_fraction_counts_entries() -> None:
-    assert coverage(converted(mlp())[0], "diagonal", ()).fraction == (16 + 10) / (16 + 10 + 4)
+    assert coverage(converted(mlp())[0], "diagonal", ()).fraction == (16 + 10) / (16 + 10 + 2)
     assert coverage(nn.Tanh(), "diagonal", ()).fraction == 0
 
 
@@ -198,8 +198,8 @@ def test_coverage_prints_a_table() -> None:
     lines = str(coverage(converted(mlp())[0], "diagonal", ())).splitlines()
     assert lines[0].split() == ["parameter", "shape", "entries", "kind", "detail"]
     assert lines[2].split() == ["0.weight", "4x3", "12", "posterior", "diagonal"]
-    assert lines[-2].split() == ["2.1.bias", "2", "2", "point", "estimate", "LayerNorm"]
-    assert lines[-1] == "86.7% of the entries have a posterior"
+    assert lines[-2].split() == ["2.1.weight", "2", "2", "point", "estimate", "PReLU"]
+    assert lines[-1] == "92.9% of the entries have a posterior"
 
 
 # --- some layers only -------------------------------------------------------------------------

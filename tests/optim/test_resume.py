@@ -35,7 +35,7 @@ def build(case: dict[str, Any], seed: int) -> tuple[noisynat.VariationalNetwork,
     """The case's network and optimizer, float32, from a seed that the loaded state must override."""
     torch.manual_seed(seed)
     settings = dict(case)
-    norm = nn.LayerNorm(4) if settings.pop("layer_norm", False) else nn.Identity()
+    norm = nn.Sequential(nn.LayerNorm(4), nn.PReLU(4)) if settings.pop("layer_norm", False) else nn.Identity()
     fisher = settings.pop("fisher", None)
     bnn = noisynat.VariationalNetwork(
         nn.Sequential(nn.Linear(3, 4), norm, nn.Tanh(), nn.Linear(4, 1)),
