@@ -25,8 +25,8 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = functional.relu(self.bn1(self.conv1(x)))
-        return functional.relu(self.bn2(self.conv2(h)) + self.downsample(x))
+        h = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        return functional.relu(self.bn2(self.conv2(h)) + self.downsample(x), inplace=True)
 
 
 class ResNet(nn.Module):

@@ -131,6 +131,13 @@ class VariationalLayer(nn.Module, ABC):
         """Rows (*, in) with the bias's input, if there is a bias: (*, columns)."""
         return functional.pad(rows, (0, 1), value=1.0) if self.has_bias else rows
 
+    def _recorded(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The outputs, after a record of this use if one is wanted; what follows may change them in place."""
+        if self._records is None:
+            return outputs
+        self._records.append(Record(inputs.detach(), outputs))
+        return outputs.clone()
+
     def _noise(self, a: Tensor) -> Tensor:
         assert self._stream is not None
         return self.posterior.output_noise(a, self.reused, self._stream)

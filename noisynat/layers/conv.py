@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noisynat.layers.base import Record, VariationalLayer
+from noisynat.layers.base import VariationalLayer
 from noisynat.posteriors.draws import Draw
 from noisynat.random import RandomStream
 
@@ -168,9 +168,7 @@ class VariationalConv(VariationalLayer):
         s = self._by_group_of_examples(x, weight, lead) if grouped else self._apply_weight(x, weight)
         if self._drawn is None and self.training and self._posterior:
             s = s + self._as_images(self._noise(self.activations(x)), s)
-        if self._records is not None:
-            self._records.append(Record(x.detach(), s))
-        return s
+        return self._recorded(x, s)
 
     def activations(self, inputs: Tensor) -> Tensor:
         batch = inputs.shape[: -self.dims - 1]

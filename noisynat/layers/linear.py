@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noisynat.curvature.inverse import KroneckerBasisInverse
-from noisynat.layers.base import Record, VariationalLayer
+from noisynat.layers.base import VariationalLayer
 from noisynat.layers.fused import NoisyLinear
 from noisynat.posteriors.draws import Draw
 from noisynat.precision import is_reduced
@@ -85,9 +85,7 @@ class VariationalLinear(VariationalLayer):
         s = _by_group(a, weight) if grouped else (a.flatten(-3, -2) @ weight.mT).unflatten(-2, a.shape[-3:-1])
         if noisy:
             s = s + self._noise(a)
-        if self._records is not None:
-            self._records.append(Record(a.detach(), s))
-        return s.reshape(*x.shape[:-1], self.out_features)
+        return self._recorded(a, s).reshape(*x.shape[:-1], self.out_features)
 
     def activations(self, inputs: Tensor) -> Tensor:
         return inputs
@@ -106,11 +104,7 @@ class VariationalLinear(VariationalLayer):
         a = self._with_constant(x.detach())
         normal = self._stream.normal((*a.shape[:-1], self.out_features), a)
         s: Tensor = NoisyLinear.apply(x, a, self.mean, root, self.posterior.noise_scale, normal)
-        if self._records is None:
-            return s
-        outputs = s.unsqueeze(-2)
-        self._records.append(Record(a.unsqueeze(-2), outputs))
-        return outputs.squeeze(-2)
+        return s if self._records is None else self._recorded(a.unsqueeze(-2), s.unsqueeze(-2)).squeeze(-2)
 
     def extra_repr(self) -> str:
         replicas = f", replicas={tuple(self.batch_shape)}" if self.batch_shape else ""

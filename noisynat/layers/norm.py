@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from noisynat.layers.base import Record, VariationalLayer
+from noisynat.layers.base import VariationalLayer
 from noisynat.posteriors.draws import Draw
 from noisynat.random import RandomStream
 
@@ -76,9 +76,7 @@ class VariationalNorm(VariationalLayer):
         s = self._by_group_of_examples(h, weight, lead) if grouped else self._apply_weight(h, weight)
         if self._drawn is None and self.training and self._posterior:
             s = s + self._in_place_of(self._noise(self.activations(h)), s)
-        if self._records is not None:
-            self._records.append(Record(h.detach(), s))
-        return s
+        return self._recorded(h, s)
 
     def activations(self, inputs: Tensor) -> Tensor:
         return self._with_constant(self.by_location(inputs))

@@ -148,6 +148,24 @@ def test_statistics_do_not_know_batch_sizes_or_scales(structure: str, groups: in
             torch.testing.assert_close(found[key], value)
 
 
+@pytest.mark.parametrize("noise", ["shared", "auto"])
+@pytest.mark.parametrize("first", [nn.Linear(5, 3), nn.Conv1d(2, 3, 2), nn.BatchNorm1d(2)], ids=str)
+def test_what_follows_a_layer_may_change_its_outputs_in_place(first: nn.Module, noise: str) -> None:
+    """Gradients are those of the layer's outputs, and not of what became of them."""
+    x, found = torch.randn(7, 2, 5, dtype=torch.float64), []
+    first, head = copy.deepcopy(first).double(), nn.LazyLinear(1).double()
+    nn.Sequential(first, nn.Flatten(), head)(x)
+    for inplace in (True, False):
+        net = nn.Sequential(first, nn.ReLU(inplace), nn.Flatten(), head)
+        bnn = variational(net, noise=noise)
+        optimizer = noisynat.NoisyNaturalGradient(bnn.train(), lr=0.0, betas=(0.0, 0.0))
+        bnn.loss(x, torch.zeros(7, 1, dtype=x.dtype)).backward()
+        optimizer.step()
+        found.append({key: average.value for key, average in bnn.posteriors[0].curvature.averages.items()})
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key])
+
+
 def test_the_first_examples_of_a_batch_can_stand_for_it() -> None:
     net, x = Net(conv_of({"groups": 2})), images(4)
     bnn = variational(net).eval()
