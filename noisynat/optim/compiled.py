@@ -15,7 +15,7 @@ from torch import Tensor
 from noisynat import border
 from noisynat.network import Outcome, VariationalNetwork
 from noisynat.optim.moves import MeanMove, Pace, PointMove, move_means, move_point_estimates
-from noisynat.optim.natural_gradient import NoisyNaturalGradient
+from noisynat.optim.noisy import NoisyNaturalGradient
 from noisynat.precision import is_reduced, passes_in
 from noisynat.random import Call
 

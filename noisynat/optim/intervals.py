@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from noisynat.network import VariationalNetwork
-
 _SMALL = (5, 50)  # steps between statistics and between factorizations
 _WIDE = (10, 20)  # whose truncated factors are refreshed by a few products
 _SETTLING = 5  # the interval is k at step 5 k, so that something is due then
@@ -41,12 +39,10 @@ class Interval:
         return step % self.at(step) == 0
 
 
-def chosen(
-    network: VariationalNetwork, stats_every: int | None, refresh_every: int | None
-) -> tuple[Interval, Interval]:
+def chosen(is_wide: bool, stats_every: int | None, refresh_every: int | None) -> tuple[Interval, Interval]:
     """Intervals of statistics and of factorizations: those given, or, for None, growing ones that suit the network."""
     statistics, refresh = (
         Interval(default, grows=True) if given is None else Interval(given)
-        for given, default in zip((stats_every, refresh_every), _WIDE if network.is_wide else _SMALL, strict=True)
+        for given, default in zip((stats_every, refresh_every), _WIDE if is_wide else _SMALL, strict=True)
     )
     return statistics, refresh

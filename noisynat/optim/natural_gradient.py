@@ -1,27 +1,30 @@
-"""The one update rule: natural gradient on the ELBO, as a ``torch.optim.Optimizer``.
+"""The one update rule: natural gradient, as a ``torch.optim.Optimizer``.
 
-With V the gradient of the batch's loss at sampled weights plus gamma M (Zhang et al. 2018, algorithm 1 and 2),
+With V the gradient of the batch's loss, at sampled weights where there is a posterior, plus gamma M (Zhang et al. 2018,
+algorithm 1 and 2),
 
     m <- beta1 m + (1 - beta1) V,    m_hat = m / (1 - beta1^k)
     M <- M - lr (C + (gamma + damping) I)^-1 m_hat
     C <- beta2 C + (1 - beta2) C_batch
 
-and C's structure says which method it is. Parameters without a posterior are moved by Adam.
+and C's structure says which method it is. Parameters without a curvature are moved by Adam.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noisynat.curvature.fisher import FISHER_KINDS, FisherKind
-from noisynat.network import VariationalNetwork
+from noisynat.layers.base import VariationalLayer
+from noisynat.likelihoods.base import Likelihood
 from noisynat.optim import intervals
 from noisynat.optim.moves import MeanMove, Pace, PointMove, move_means, move_point_estimates
+from noisynat.posteriors.base import Posterior
 from noisynat.posteriors.natural import NaturalPosterior
 
 Loss = TypeVar("Loss")
@@ -29,57 +32,59 @@ Loss = TypeVar("Loss")
 _STATS_EXAMPLES = 32
 
 
-class NoisyNaturalGradient(Optimizer):
-    """Natural gradient on the ELBO of a :class:`~noisynat.VariationalNetwork`, for any natural posterior.
+class Trained(Protocol):
+    """What an optimizer asks of a network."""
 
-    The loop is PyTorch's: ``zero_grad``, ``bnn.loss(x, y).backward()``, ``step``. The KL's part is added here, and the
-    curvature takes its statistics from every loss that was back-propagated since the last step, so accumulating
-    gradients over micro-batches equals one large batch.
+    likelihood: Likelihood
+    statistics_due: bool
+    """Whether the next loss feeds the curvature; set by the optimizer, as the next two."""
+    statistics_examples: int | None
+    fisher: FisherKind | None
+
+    @property
+    def layers(self) -> Sequence[VariationalLayer]:
+        """Whose means are moved."""
+
+    @property
+    def posteriors(self) -> Sequence[Posterior]:
+        """Their curvature."""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether statistics and factorizations are rare."""
+
+    def point_estimates(self) -> list[nn.Parameter]:
+        """What Adam moves."""
+
+
+class NaturalGradient(Optimizer):
+    """Natural gradient for the layers of a network, and Adam for the rest of it.
 
     Args:
-        network: whose means are moved. Its point estimates form a second parameter group, moved by Adam.
-        lr: step size of the means.
-        betas: beta1 of the momentum, beta2 of the curvature's average.
-        damping: added to the curvature in the STEP only, never to the posterior.
-        fisher: ``"ggn"``, ``"mc"`` or ``"empirical"``; None chooses by the number of outputs and the network's size.
-        kl_clip: bound of the trust region, per replica; None for none.
-        stats_every: steps between statistics. None for 5, or 10 in a network with a layer of more than 256 inputs (the
-            bias's constant counted) or outputs, and more often at first; a batch then counts for all the steps that it
-            stands for, with the decay beta2^5 or beta2^10.
-        stats_examples: of each batch (each loss) feed the curvature, its first ones. None for all, or at most 32 in a
-            network with convolutions, which see an example at many locations. A dense posterior of D weights spends
-            B D^2 operations on the statistics of B examples.
-        refresh_every: steps between factorizations of the curvature. None for 50, or 20 in a network with such a layer,
-            and more often at first.
-        point_lr: learning rate of the point estimates.
-        param_groups: instead of the default groups, dictionaries with ``params`` (means or point estimates of the
-            network) and any of ``lr``, ``betas``, ``damping``.
+        network: whose layers are moved.
+        param_groups: dictionaries with ``params`` and any of ``lr``, ``betas``, ``damping``.
+        settings: ``lr``, ``betas``, ``damping``, ``fisher``, ``kl_clip``, ``stats_every``, ``refresh_every``,
+            ``stats_examples`` and ``point_lr``, as for :class:`~noisynat.NoisyNaturalGradient`.
 
     Raises:
-        TypeError: if ``network`` is no VariationalNetwork.
-        ValueError: if an argument is out of range or the posterior is not one this optimizer trains.
+        ValueError: if one of them is out of range.
     """
-
-    structures: ClassVar[tuple[str, ...]] = (
-        "diagonal", "matrix_normal", "kronecker", "eigen_corrected", "dense", "dense_per_layer",
-    )  # fmt: skip
 
     def __init__(
         self,
-        network: VariationalNetwork,
-        lr: float = 0.02,
-        betas: tuple[float, float] = (0.9, 0.99),
-        damping: float = 1e-3,
-        fisher: FisherKind | None = None,
-        kl_clip: float | None = 1e-3,
-        stats_every: int | None = None,
-        refresh_every: int | None = None,
+        network: Trained,
+        param_groups: Iterable[dict[str, Any]],
         *,
-        stats_examples: int | None = None,
-        point_lr: float = 1e-3,
-        param_groups: Iterable[dict[str, Any]] | None = None,
+        lr: float,
+        betas: tuple[float, float],
+        damping: float,
+        fisher: FisherKind | None,
+        kl_clip: float | None,
+        stats_every: int | None,
+        refresh_every: int | None,
+        stats_examples: int | None,
+        point_lr: float,
     ) -> None:
-        self._check_network(network)
         given = {"stats_every": stats_every, "refresh_every": refresh_every, "stats_examples": stats_examples}
         whole = {name: value for name, value in given.items() if value is not None}
         _check_options(lr, betas, damping, kl_clip, point_lr, whole)
@@ -87,13 +92,9 @@ class NoisyNaturalGradient(Optimizer):
             raise ValueError(f"fisher is one of {', '.join(FISHER_KINDS)} or None, got {fisher!r}")
         if fisher == "ggn" and not network.likelihood.has_hessian_root:
             raise ValueError(f"{type(network.likelihood).__name__} has no hessian_root: use fisher='mc'")
-        if param_groups is None:
-            param_groups = [{"params": [layer.mean for layer in network.layers]}]
-            if network.point_estimates():
-                param_groups.append({"params": network.point_estimates(), "lr": point_lr})
         self.network = network
         self.fisher, self.kl_clip = fisher, kl_clip
-        self.statistics_interval, self.refresh_interval = intervals.chosen(network, stats_every, refresh_every)
+        self.statistics_interval, self.refresh_interval = intervals.chosen(network.is_wide, stats_every, refresh_every)
         self._by_step = stats_every is None
         convolves = any(layer.convolves for layer in network.layers)
         self.stats_examples = _STATS_EXAMPLES if stats_examples is None and convolves else stats_examples
@@ -127,7 +128,9 @@ class NoisyNaturalGradient(Optimizer):
                 loss = closure()
         self._check_ready()
         paces = self.next_paces()
+        self._gather()
         move_means(self.mean_moves(paces), self.kl_clip)
+        self._scatter()
         move_point_estimates(self.point_moves(paces))
         self.network.likelihood.natural_step()
         self.finish_step()
@@ -149,9 +152,9 @@ class NoisyNaturalGradient(Optimizer):
         return [
             MeanMove(
                 posterior,
-                [self._state_of(layer.mean, "momentum")[0] for layer in posterior.layers],
+                [self._state_of(self._owner(layer), "momentum", like=layer.mean)[0] for layer in posterior.layers],
                 posterior.prior_precisions(),
-                [paces[number[id(layer.mean)]] for layer in posterior.layers],
+                [paces[number[id(self._owner(layer))]] for layer in posterior.layers],
             )
             for posterior in self._posteriors
         ]
@@ -194,13 +197,25 @@ class NoisyNaturalGradient(Optimizer):
             for posterior in self._posteriors:
                 posterior.curvature.commit(self._group_of(posterior)["betas"][1] ** passed)
 
-    def _state_of(self, parameter: nn.Parameter, *names: str) -> list[Tensor]:
+    def _state_of(self, parameter: nn.Parameter, *names: str, like: Tensor | None = None) -> list[Tensor]:
         """Averages of a parameter, zero at first."""
         state = self.state[parameter]
         for name in names:
             if name not in state:
-                state[name] = torch.zeros_like(parameter)
+                state[name] = torch.zeros_like(parameter if like is None else like)
         return [state[name] for name in names]
+
+    # --- where means come from --------------------------------------------------------------------
+
+    def _owner(self, layer: VariationalLayer) -> nn.Parameter:
+        """The parameter in the groups that stands for a layer's mean."""
+        return layer.mean
+
+    def _gather(self) -> None:
+        """Give the layers their means and gradients, if they are not there."""
+
+    def _scatter(self) -> None:
+        """Hand out the means that have moved."""
 
     # --- bookkeeping ------------------------------------------------------------------------------
 
@@ -242,7 +257,8 @@ class NoisyNaturalGradient(Optimizer):
             posteriors = [
                 posterior
                 for posterior in self.network.posteriors
-                if isinstance(posterior, NaturalPosterior) and all(id(layer.mean) in mine for layer in posterior.layers)
+                if isinstance(posterior, NaturalPosterior)
+                and all(id(self._owner(layer)) in mine for layer in posterior.layers)
             ]
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             self._seen, self._found = groups, (mine, posteriors, parameters)
@@ -253,7 +269,7 @@ class NoisyNaturalGradient(Optimizer):
         return [p for p in self.network.point_estimates() if id(p) in self._groups]
 
     def _group_of(self, posterior: NaturalPosterior) -> dict[str, Any]:
-        group: dict[str, Any] = self.param_groups[self._groups[id(posterior.layers[0].mean)]]
+        group: dict[str, Any] = self.param_groups[self._groups[id(self._owner(posterior.layers[0]))]]
         return group
 
     def _request_statistics(self) -> None:
@@ -276,58 +292,22 @@ class NoisyNaturalGradient(Optimizer):
                 "them, rather than a loss of your own"
             )
 
-    @classmethod
-    def _check_network(cls, network: VariationalNetwork) -> None:
-        if not isinstance(network, VariationalNetwork):
-            raise TypeError(
-                f"{cls.__name__} takes a VariationalNetwork, got {type(network).__name__}; wrap your module first: "
-                "noisynat.VariationalNetwork(net, likelihood, num_data=N)"
-            )
-        if network.structure not in cls.structures:
-            raise ValueError(
-                f"{cls.__name__} trains posteriors {', '.join(map(repr, cls.structures))}; this one is "
-                f"{network.structure!r}: use {_right_optimizer(network.structure)}"
-            )
+    def _known(self) -> list[nn.Parameter]:
+        """All that may be moved."""
+        return [*(layer.mean for layer in self.network.layers), *self.network.point_estimates()]
 
     def _check_groups(self) -> None:
-        known = {id(layer.mean) for layer in self.network.layers} | {id(p) for p in self.network.point_estimates()}
+        known = {id(p) for p in self._known()}
         if not all(id(p) in known for p in self.parameters):
             raise ValueError("param_groups hold a parameter that is neither a mean nor a point estimate of the network")
         for posterior in self.network.posteriors:
-            groups = [self._groups[id(layer.mean)] for layer in posterior.layers if id(layer.mean) in self._groups]
+            owners = [id(self._owner(layer)) for layer in posterior.layers]
+            groups = [self._groups[owner] for owner in owners if owner in self._groups]
             damping = {self.param_groups[number]["damping"] for number in groups}
             if len(damping) > 1:
                 raise ValueError(
                     f"the layers of the joint posterior {posterior.name!r} need one damping, got {damping}"
                 )
-
-
-class NoisyAdam(NoisyNaturalGradient):
-    """Noisy Adam (Zhang et al. 2018, algorithm 1, with the natural-gradient preconditioner): ``posterior="diagonal"``.
-
-    Arguments and errors: see :class:`NoisyNaturalGradient`.
-    """
-
-    structures = ("diagonal",)
-
-
-class NoisyKFAC(NoisyNaturalGradient):
-    """Noisy K-FAC (Zhang et al. 2018, algorithm 2): ``posterior`` is a Kronecker form.
-
-    ``"matrix_normal"`` is the published factored damping, ``"kronecker"`` the exact one, ``"eigen_corrected"`` noisy
-    EK-FAC (Bae et al. 2018). Arguments and errors: see :class:`NoisyNaturalGradient`.
-    """
-
-    structures = ("matrix_normal", "kronecker", "eigen_corrected")
-
-
-def _right_optimizer(structure: str) -> str:
-    if structure == "mean_field":
-        return "any torch optimizer on network.negative_elbo(x, y), such as torch.optim.Adam(network.parameters())"
-    for optimizer in (NoisyAdam, NoisyKFAC):
-        if structure in optimizer.structures:
-            return optimizer.__name__
-    return NoisyNaturalGradient.__name__
 
 
 def _check_options(

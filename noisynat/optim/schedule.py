@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from noisynat.optim.natural_gradient import NoisyNaturalGradient
+from noisynat.optim.natural_gradient import NaturalGradient
 
 
 class CosineSchedule(LRScheduler):
@@ -61,7 +61,7 @@ def cosine_schedule(
         raise ValueError(f"need total_steps >= 1 and 0 <= final <= 1, got {total_steps} and {final}")
     if not 0 < curvature_final <= 1:
         raise ValueError(f"need 0 < curvature_final <= 1, got {curvature_final}")
-    if curvature_final < 1 and not isinstance(optimizer, NoisyNaturalGradient):
+    if curvature_final < 1 and not isinstance(optimizer, NaturalGradient):
         raise TypeError(f"curvature_final is for this library's optimizers, not {type(optimizer).__name__}")
     return CosineSchedule(optimizer, total_steps, final, curvature_final)
 
