@@ -18,13 +18,14 @@ from noisynat.likelihoods import (
 )
 from noisynat.memory import MemoryForecast, memory_forecast
 from noisynat.network import VariationalNetwork
-from noisynat.optim import CompiledStep, NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
+from noisynat.optim import KFAC, CompiledStep, NoisyAdam, NoisyKFAC, NoisyNaturalGradient, cosine_schedule
 from noisynat.predictive import Predictive
 from noisynat.priors import GaussianPrior
 from noisynat.training import History, fit
 
 __all__ = [
     "ELBO",
+    "KFAC",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "CompiledStep",

@@ -374,12 +374,7 @@ class VariationalNetwork(nn.Module):
 
     def accumulate(self, statistics: passes.Statistics) -> None:
         """Give a batch's statistics, if there are any, to the posteriors."""
-        if statistics:
-            position = {id(layer): i for i, layer in enumerate(self.layers)}
-            for posterior in self.posteriors:
-                assert isinstance(posterior, NaturalPosterior)
-                chosen = [statistics[position[id(layer)]] for layer in posterior.layers]
-                posterior.accumulate([a for a, _ in chosen], [g for _, g in chosen])
+        passes.feed(self.posteriors, self.layers, statistics)
 
     # --- evaluation -------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from noisynat.curvature import fisher
 from noisynat.layers.base import Record, VariationalLayer
 from noisynat.likelihoods.base import Likelihood
+from noisynat.posteriors.base import Posterior
+from noisynat.posteriors.natural import NaturalPosterior
 from noisynat.random import RandomStream
 
 Statistics = list[tuple[Tensor, Tensor]]
@@ -50,9 +52,7 @@ def loss_and_statistics(
     Raises:
         RuntimeError: if a layer has no uses.
     """
-    for layer, of_layer in zip(layers, records, strict=True):
-        if not of_layer:
-            raise RuntimeError(f"layer {layer.name!r} took no part in the forward pass, so it has no curvature")
+    _check_uses(layers, records)
     uses = [use for of_layer in records for use in of_layer]
     trained = any(p.requires_grad for p in likelihood.parameters())
     by_products = all(layer.is_product for layer in layers)  # as the gradients are then
@@ -63,9 +63,35 @@ def loss_and_statistics(
     loss = -likelihood.log_prob(f, y).mean(-1)
     if not loss.requires_grad:
         return loss, []
+    return loss, statistics_of_pass(likelihood, f, y, layers, records, kind, stream, first)
+
+
+def statistics_of_pass(
+    likelihood: Likelihood,
+    f: Tensor,
+    y: Tensor | None,
+    layers: Sequence[VariationalLayer],
+    records: Sequence[Sequence[Record]],
+    kind: fisher.FisherKind,
+    stream: RandomStream,
+    first: slice = slice(None),
+) -> Statistics:
+    """Statistics by a backward pass per column of the Fisher's root; arguments as for :func:`loss_and_statistics`."""
+    _check_uses(layers, records)
     columns = fisher.output_gradients(likelihood, f, y, kind, stream)
-    gradients = fisher.layer_gradients(f, [use.outputs for use in uses], columns)
-    return loss, _joined(layers, records, gradients, first)
+    uses = [use for of_layer in records for use in of_layer]
+    return _joined(layers, records, fisher.layer_gradients(f, [use.outputs for use in uses], columns), first)
+
+
+def feed(posteriors: Sequence[Posterior], layers: Sequence[VariationalLayer], statistics: Statistics) -> None:
+    """Give the statistics of ``layers``, if there are any, to their posteriors."""
+    if not statistics:
+        return
+    position = {id(layer): i for i, layer in enumerate(layers)}
+    for posterior in posteriors:
+        assert isinstance(posterior, NaturalPosterior)
+        chosen = [statistics[position[id(layer)]] for layer in posterior.layers]
+        posterior.accumulate([a for a, _ in chosen], [g for _, g in chosen])
 
 
 class AttachedGradients(torch.autograd.Function):
@@ -109,6 +135,12 @@ def _in_one_pass(
     inputs = [use.inputs.to(f.dtype).flatten(-3, -2) for use in uses]
     attached: Tensor = AttachedGradients.apply(loss.detach(), len(rows), *rows, *inputs, *weights)
     return attached, [root * d for d in derivatives]
+
+
+def _check_uses(layers: Sequence[VariationalLayer], records: Sequence[Sequence[Record]]) -> None:
+    for layer, uses in zip(layers, records, strict=True):
+        if not uses:
+            raise RuntimeError(f"layer {layer.name!r} took no part in the forward pass, so it has no curvature")
 
 
 def _joined(

@@ -36,7 +36,9 @@ def default_kind(outputs: int, has_hessian_root: bool = True, *, wide: bool = Fa
     return "ggn" if outputs <= most and has_hessian_root else "mc"
 
 
-def output_gradients(likelihood: Likelihood, f: Tensor, y: Tensor, kind: FisherKind, stream: RandomStream) -> Tensor:
+def output_gradients(
+    likelihood: Likelihood, f: Tensor, y: Tensor | None, kind: FisherKind, stream: RandomStream
+) -> Tensor:
     """Gradients in the outputs whose outer products average to the Fisher, (columns, *batch, B, K).
 
     Args:
@@ -51,6 +53,7 @@ def output_gradients(likelihood: Likelihood, f: Tensor, y: Tensor, kind: FisherK
     if kind == "ggn":
         return _without_denormals(likelihood.hessian_root(f))
     targets = likelihood.sample(f, stream) if kind == "mc" else y
+    assert targets is not None
     with torch.enable_grad():
         f = f.requires_grad_()
         log_prob = likelihood.log_prob(f, targets).sum()

@@ -102,6 +102,28 @@ class VariationalLayer(nn.Module, ABC):
         """Of the original layer's weight, without the bias."""
         return self.out_features, self.in_features
 
+    def joined(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A weight of :attr:`weight_shape` and a bias, or gradients in them, as one matrix (out, columns)."""
+        rows = weight.reshape(self.out_features, self.in_features)
+        return rows if bias is None else torch.cat([rows, bias.reshape(-1, 1)], dim=-1)
+
+    def parted(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The inverse of :meth:`joined`; the bias is (out,)."""
+        weight = matrix[:, : self.in_features].reshape(self.weight_shape)
+        return weight, matrix[:, -1] if self.has_bias else None
+
+    def mean_of(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The mean (out, columns) at which this layer is the ordinary one with these weights."""
+        return self.joined(weight, bias)
+
+    def weights_of(self, mean: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The inverse of :meth:`mean_of`."""
+        return self.parted(mean)
+
+    @abstractmethod
+    def inputs_of(self, module: nn.Module, x: Tensor) -> Tensor:
+        """What a record would say of the inputs x (B, ...) of the ordinary layer ``module``."""
+
     @abstractmethod
     def activations(self, inputs: Tensor) -> Tensor:
         """What a record's inputs (*replicas, B, ...) bring to the weight: (*replicas, [groups,] B, T, columns)."""

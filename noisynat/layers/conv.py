@@ -140,9 +140,7 @@ class VariationalConv(VariationalLayer):
             conv.in_channels, conv.out_channels, Window.of(conv), conv.groups, bias is not None, replicas,
             weight.dtype, weight.device,
         )  # fmt: skip
-        rows = weight.flatten(1)
-        given = rows if bias is None else torch.cat([rows, bias.detach().unsqueeze(-1)], dim=-1)
-        layer.start_from(given, stream, same=same)
+        layer.start_from(layer.mean_of(weight, None if bias is None else bias.detach()), stream, same=same)
         return layer
 
     @property
@@ -169,6 +167,9 @@ class VariationalConv(VariationalLayer):
         if self._drawn is None and self.training and self._posterior:
             s = s + self._as_images(self._noise(self.activations(x)), s)
         return self._recorded(x, s)
+
+    def inputs_of(self, module: nn.Module, x: Tensor) -> Tensor:
+        return x
 
     def activations(self, inputs: Tensor) -> Tensor:
         batch = inputs.shape[: -self.dims - 1]

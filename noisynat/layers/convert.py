@@ -108,7 +108,7 @@ def convert(
     places = Counter(id(module) for _, module in net.named_modules(remove_duplicate=False))
     layers: dict[int, VariationalLayer] = {}
     for name, module in convertible(net, only).items():
-        layer = _CONVERSIONS[type(module)](module, replicas, stream, same=same_start)
+        layer = layer_of(module, replicas, stream, same_start=same_start)
         layer.name, layer.reused = name, places[id(module)] > 1
         layer.train(module.training)
         layers[id(module)] = layer
@@ -119,6 +119,13 @@ def convert(
             if id(child) in layers:
                 setattr(parent, name, layers[id(child)])
     return net, list(layers.values())
+
+
+def layer_of(
+    module: Convertible, replicas: Sequence[int], stream: RandomStream, *, same_start: bool = False
+) -> VariationalLayer:
+    """The variational layer that stands for an ordinary one; arguments as for :func:`convert`."""
+    return _CONVERSIONS[type(module)](module, replicas, stream, same=same_start)
 
 
 def convertible(net: nn.Module, only: Sequence[str] | None = None) -> dict[str, Convertible]:

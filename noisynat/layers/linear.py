@@ -60,8 +60,7 @@ class VariationalLinear(VariationalLayer):
         """
         weight, bias = linear.weight.detach(), linear.bias
         layer = cls(linear.in_features, linear.out_features, bias is not None, replicas, weight.dtype, weight.device)
-        given = weight if bias is None else torch.cat([weight, bias.detach().unsqueeze(-1)], dim=-1)
-        layer.start_from(given, stream, same=same)
+        layer.start_from(layer.mean_of(weight, None if bias is None else bias.detach()), stream, same=same)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,11 +86,14 @@ class VariationalLinear(VariationalLayer):
             s = s + self._noise(a)
         return self._recorded(a, s).reshape(*x.shape[:-1], self.out_features)
 
+    def inputs_of(self, module: nn.Module, x: Tensor) -> Tensor:
+        return self._with_constant(x.reshape(len(x), -1, self.in_features))
+
     def activations(self, inputs: Tensor) -> Tensor:
         return inputs
 
     def by_location(self, outputs: Tensor, lead: int = 0) -> Tensor:
-        return outputs
+        return outputs.reshape(*outputs.shape[: lead + len(self.batch_shape) + 1], -1, self.out_features)
 
     def _fused_root(self, x: Tensor) -> KroneckerBasisInverse | None:
         """The root of the covariance, if all of the layer is one operation; not with locations or reduced precision."""

@@ -12,6 +12,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from noisynat.layers.base import VariationalLayer
 from noisynat.posteriors.draws import Draw
@@ -58,10 +59,8 @@ class VariationalNorm(VariationalLayer):
     ) -> Self:
         """A layer whose replicas all start from ``norm``'s weights, as those are no random numbers."""
         layer = cls(norm, replicas)
-        columns = [norm.weight.detach().flatten() - 1]
-        if norm.bias is not None:
-            columns.append(norm.bias.detach().flatten())
-        layer.start_from(torch.stack(columns, dim=-1), stream, same=True)
+        bias = None if norm.bias is None else norm.bias.detach()
+        layer.start_from(layer.mean_of(norm.weight.detach(), bias), stream, same=True)
         return layer
 
     @property
@@ -77,6 +76,23 @@ class VariationalNorm(VariationalLayer):
         if self._drawn is None and self.training and self._posterior:
             s = s + self._in_place_of(self._noise(self.activations(h)), s)
         return self._recorded(h, s)
+
+    def mean_of(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.joined(weight - 1, bias)
+
+    def weights_of(self, mean: Tensor) -> tuple[Tensor, Tensor | None]:
+        scale, shift = self.parted(mean)
+        return scale + 1, shift
+
+    def inputs_of(self, module: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(module, nn.LayerNorm):
+            return functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+        if isinstance(module, nn.GroupNorm):
+            return functional.group_norm(x, module.num_groups, eps=module.eps)
+        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if module.training or not module.track_running_stats:
+            return functional.batch_norm(x, None, None, training=True, eps=module.eps)
+        return functional.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
 
     def activations(self, inputs: Tensor) -> Tensor:
         return self._with_constant(self.by_location(inputs))

@@ -70,6 +70,9 @@ class NaturalGradient(Optimizer):
         ValueError: if one of them is out of range.
     """
 
+    curvature_first = False
+    """Whether the curvature takes in a step's batch before the step, and not after it."""
+
     def __init__(
         self,
         network: Trained,
@@ -128,6 +131,8 @@ class NaturalGradient(Optimizer):
                 loss = closure()
         self._check_ready()
         paces = self.next_paces()
+        if self.curvature_first:
+            self._renew_curvature(self.steps - 1)
         self._gather()
         move_means(self.mean_moves(paces), self.kl_clip)
         self._scatter()
@@ -174,10 +179,8 @@ class NaturalGradient(Optimizer):
 
     def finish_step(self) -> None:
         """Blend in statistics that wait, factorize if it is time to, and ask for statistics if it is."""
-        self._update_curvature()
-        if self.refresh_interval.is_due(self.steps):
-            for posterior in self._posteriors:
-                posterior.refresh()
+        if not self.curvature_first:
+            self._renew_curvature(self.steps)
         self._request_statistics()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -190,6 +193,12 @@ class NaturalGradient(Optimizer):
         self.network.likelihood.forget()
         for posterior in self._posteriors:
             posterior.curvature.discard()
+
+    def _renew_curvature(self, step: int) -> None:
+        self._update_curvature()
+        if self.refresh_interval.is_due(step):
+            for posterior in self._posteriors:
+                posterior.refresh()
 
     def _update_curvature(self) -> None:
         if self.network.statistics_due:

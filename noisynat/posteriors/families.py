@@ -85,6 +85,7 @@ def make_posteriors(
     priors: Sequence[GaussianPrior],
     sizes: FactorSizes,
     rules: Sequence[Sharing],
+    natural: type[NaturalPosterior] = NaturalPosterior,
     **settings: Any,
 ) -> list[Posterior]:
     """The posteriors of a network's layers: one per layer, or a joint one for ``"dense"``.
@@ -95,16 +96,17 @@ def make_posteriors(
         priors: of each layer.
         sizes: of Kronecker factors.
         rules: for weight sharing, of each layer.
+        natural: makes those with a curvature.
         settings: as for :class:`~noisynat.posteriors.base.Posterior`, and ``initial_precision``.
     """
     settings = {**settings, "structure": structure}
     if structure == "mean_field":
         return [MeanFieldPosterior(layer, prior, **settings) for layer, prior in zip(layers, priors, strict=True)]
     if structure == "dense":
-        return [NaturalPosterior(layers, priors, Dense, **settings)]
+        return [natural(layers, priors, Dense, **settings)]
     curvatures = [_curvature(structure, layer, sizes, rule) for layer, rule in zip(layers, rules, strict=True)]
     return [
-        NaturalPosterior([layer], [prior], curvature, **settings)
+        natural([layer], [prior], curvature, **settings)
         for layer, prior, curvature in zip(layers, priors, curvatures, strict=True)
     ]
 
