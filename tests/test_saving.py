@@ -142,6 +142,7 @@ def test_sampled_functions_stay_the_same(structure: str, replicas: tuple[int, ..
 def test_nothing_that_has_a_state_is_left_out() -> None:
     tested = {noisynat.VariationalNetwork, noisynat.TensorBatches, noisynat.SampledFunctions, *NATURAL.values()}
     tested |= {type(make()) for make in LIKELIHOODS.values()}
+    tested.add(noisynat.KFAC)  # by tests/optim/test_kfac.py
     public = [getattr(noisynat, name) for name in noisynat.__all__]
     with_state = [kind for kind in public if isinstance(kind, type) and hasattr(kind, "state_dict")]
     assert len(with_state) >= 10
