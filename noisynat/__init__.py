@@ -1,6 +1,6 @@
 """noisynat: Bayesian deep learning by noisy natural gradient."""
 
-from noisynat import acquisition, calibration
+from noisynat import acquisition, calibration, diagnostics
 from noisynat.batch_norm import update_bn
 from noisynat.data import TensorBatches
 from noisynat.elbo import ELBO
@@ -51,6 +51,7 @@ __all__ = [
     "acquisition",
     "calibration",
     "cosine_schedule",
+    "diagnostics",
     "fit",
     "memory_forecast",
     "update_bn",
