@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from noisynat.layers.convert import convertible, matrix_shape
-from noisynat.posteriors.families import FactorSizes, Rank, Structure
+from noisynat.posteriors.families import FORMS, FactorSizes, Rank, Structure
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 _DOUBLE = 8  # bytes; a dense curvature averages in double precision
@@ -100,11 +100,17 @@ def memory_forecast(
     shapes = {name: matrix_shape(module) for name, module in found.items()}
     size = next(iter(found.values())).weight.element_size() if found else 4
     count = replicas if isinstance(replicas, int) else math.prod(replicas or ())
-    return forecast(shapes, posterior, count, size, FactorSizes(rank, max_factor_dim))
+    diagonal = [name for name, module in found.items() if isinstance(module, nn.Embedding)]
+    return forecast(shapes, posterior, count, size, FactorSizes(rank, max_factor_dim), diagonal)
 
 
 def forecast(
-    shapes: dict[str, tuple[int, int, int]], structure: str, replicas: int, element_size: int, sizes: FactorSizes
+    shapes: dict[str, tuple[int, int, int]],
+    structure: str,
+    replicas: int,
+    element_size: int,
+    sizes: FactorSizes,
+    diagonal: Collection[str] = (),
 ) -> MemoryForecast:
     """As :func:`memory_forecast`, from the weights' shapes by layer.
 
@@ -114,6 +120,7 @@ def forecast(
         replicas: their number, 1 for none.
         element_size: bytes of a weight's entry.
         sizes: of Kronecker factors.
+        diagonal: layers of whose Kronecker factor A only the diagonal is kept.
     """
     if structure == "dense":
         shapes = {"+".join(shapes): (1, 1, sum(math.prod(shape) for shape in shapes.values()))}
@@ -122,6 +129,8 @@ def forecast(
     rows = []
     for name, (groups, out, columns) in shapes.items():
         ranks = sizes.kept(structure, (out, columns))
+        if name in diagonal and structure in FORMS:
+            ranks = (out if ranks is None else ranks[0], None)
         entries = (
             _entries(structure, out, columns, element_size) if ranks is None else _truncated((out, columns), ranks)
         )

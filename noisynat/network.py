@@ -165,7 +165,8 @@ class VariationalNetwork(nn.Module):
         shapes = {layer.name: layer.matrix_shape for layer in self.layers}
         mean = self.layers[0].mean
         replicas, size = self.replicas.numel(), mean.element_size()
-        memory.check(memory.forecast(shapes, structure, replicas, size, self._factor_sizes), mean.device)
+        diagonal = [layer.name for layer in self.layers if layer.diagonal_inputs]
+        memory.check(memory.forecast(shapes, structure, replicas, size, self._factor_sizes, diagonal), mean.device)
         posteriors = make_posteriors(
             self.layers,
             structure,

@@ -3,6 +3,7 @@
 from noisynat.layers.base import VariationalLayer
 from noisynat.layers.conv import VariationalConv1d, VariationalConv2d, Window
 from noisynat.layers.convert import Coverage, CoverageRow, convert
+from noisynat.layers.embedding import VariationalEmbedding
 from noisynat.layers.linear import VariationalLinear
 from noisynat.layers.norm import VariationalNorm
 
@@ -11,6 +12,7 @@ __all__ = [
     "CoverageRow",
     "VariationalConv1d",
     "VariationalConv2d",
+    "VariationalEmbedding",
     "VariationalLayer",
     "VariationalLinear",
     "VariationalNorm",

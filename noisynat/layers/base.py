@@ -46,6 +46,8 @@ class VariationalLayer(nn.Module, ABC):
     """Whether the outputs are a product with the inputs, to which noise is added for less than weights are drawn."""
     convolves = False
     """Whether every example uses the weight at many locations."""
+    diagonal_inputs = False
+    """Whether of a Kronecker posterior's factor A only the diagonal is kept, as that is all there is."""
     full_covariance = False
     """Whether a Kronecker posterior is to have a full matrix for each group instead, as that is small."""
 
@@ -81,16 +83,22 @@ class VariationalLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def start_from(self, mean: Tensor, stream: RandomStream, *, same: bool) -> None:
-        """Give the first replica the mean (out, columns), or all of them if ``same``.
-
-        The others' are uniform in +-1/sqrt(in), as those of PyTorch's own layers.
-        """
+        """Give the first replica the mean (out, columns), or all of them if ``same``; the others' are random."""
         start = mean.expand(self.mean.shape).clone()
         if self.batch_shape and not same:
-            bound = max(self.in_features, 1) ** -0.5
-            start = bound * (2 * stream.uniform(start.shape, start) - 1)
+            start = self.initial(start, stream)
             start.view(-1, *mean.shape)[0] = mean
         self.mean.copy_(start)
+
+    def initial(self, like: Tensor, stream: RandomStream) -> Tensor:
+        """Weights as PyTorch's own layer begins with: uniform in +-1/sqrt(in)."""
+        bound = max(self.in_features, 1) ** -0.5
+        return bound * (2 * stream.uniform(like.shape, like) - 1)
+
+    @property
+    def fan_in(self) -> int:
+        """How many inputs an output is the sum of, the bias's constant not counted."""
+        return self.in_features
 
     @property
     def matrix_shape(self) -> tuple[int, int, int]:

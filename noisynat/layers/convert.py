@@ -12,15 +12,17 @@ from torch import nn
 
 from noisynat.layers.base import VariationalLayer
 from noisynat.layers.conv import VariationalConv1d, VariationalConv2d
+from noisynat.layers.embedding import VariationalEmbedding
 from noisynat.layers.linear import VariationalLinear
 from noisynat.layers.norm import Normalization, VariationalNorm
 from noisynat.random import RandomStream
 
-Convertible = nn.Linear | nn.Conv1d | nn.Conv2d | Normalization
+Convertible = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding | Normalization
 _CONVERSIONS: dict[type[nn.Module], Callable[..., VariationalLayer]] = {
     nn.Linear: VariationalLinear.from_linear,
     nn.Conv1d: VariationalConv1d.from_conv,
     nn.Conv2d: VariationalConv2d.from_conv,
+    nn.Embedding: VariationalEmbedding.from_embedding,
     nn.BatchNorm1d: VariationalNorm.from_norm,
     nn.BatchNorm2d: VariationalNorm.from_norm,
     nn.LayerNorm: VariationalNorm.from_norm,
@@ -160,6 +162,10 @@ def chosen(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
 
 
 def _supported(module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding) and (
+        module.padding_idx is not None or module.max_norm is not None or module.sparse or module.scale_grad_by_freq
+    ):
+        return False  # some of its entries are not like the others
     trained = all(p.requires_grad for p in module.parameters())
     return type(module) in _CONVERSIONS and module.weight is not None and trained
 
@@ -167,6 +173,8 @@ def _supported(module: nn.Module) -> bool:
 def matrix_shape(module: Convertible) -> tuple[int, int, int]:
     """(groups, out / groups, columns) of the weight that :func:`convert` would give a layer."""
     assert module.weight is not None
+    if isinstance(module, nn.Embedding):
+        return 1, module.embedding_dim, module.num_embeddings
     if isinstance(module, Normalization):
         return module.weight.numel(), 1, 1 + (module.bias is not None)
     groups = 1 if isinstance(module, nn.Linear) else module.groups

@@ -183,27 +183,35 @@ class KFAC(NaturalGradient):
         for posterior in self._posteriors:
             (layer,) = posterior.layers
             module = self.network.module_of(layer)
-            layer.mean.copy_(layer.mean_of(*_values(module.weight, module.bias)))
-            layer.mean.grad = layer.joined(*_gradients(module.weight, module.bias))
+            layer.mean.copy_(layer.mean_of(*_values(module)))
+            layer.mean.grad = layer.joined(*_gradients(module))
 
     def _scatter(self) -> None:
         for posterior in self._posteriors:
             (layer,) = posterior.layers
             module = self.network.module_of(layer)
-            for parameter, value in zip((module.weight, module.bias), layer.weights_of(layer.mean), strict=True):
+            for parameter, value in zip(_parameters(module), layer.weights_of(layer.mean), strict=True):
                 if parameter is not None and value is not None:
                     parameter.copy_(value.reshape(parameter.shape))
             layer.mean.grad = None
 
 
-def _values(weight: Any, bias: Any) -> tuple[Tensor, Tensor | None]:
+def _parameters(module: nn.Module) -> tuple[Any, Any]:
+    """Weight and bias, None where there is none."""
+    return module.weight, getattr(module, "bias", None)
+
+
+def _values(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    weight, bias = _parameters(module)
     return weight.detach(), None if bias is None else bias.detach()
 
 
-def _gradients(weight: Any, bias: Any) -> tuple[Tensor, Tensor | None]:
-    found = [None if p is None else torch.zeros_like(p) if p.grad is None else p.grad for p in (weight, bias)]
-    assert found[0] is not None
-    return found[0], found[1]
+def _gradients(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    weight, bias = (
+        None if p is None else torch.zeros_like(p) if p.grad is None else p.grad for p in _parameters(module)
+    )
+    assert weight is not None
+    return weight, bias
 
 
 class _Damped(NaturalPosterior):

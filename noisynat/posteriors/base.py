@@ -53,7 +53,7 @@ class Posterior(nn.Module, ABC):
         self.same_shapes = False  # whether random numbers must have the same shapes in every step
         self.batch_shape = self._layers[0].batch_shape
         variances = [
-            prior.initial_variance(layer.in_features, self.batch_shape)
+            prior.initial_variance(layer.fan_in, self.batch_shape)
             for layer, prior in zip(self._layers, self.priors, strict=True)
         ]
         self.register_buffer("prior_variance", torch.stack(variances).to(self._layers[0].mean.device))

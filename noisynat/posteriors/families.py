@@ -28,7 +28,7 @@ STRUCTURES: tuple[str, ...] = get_args(Structure)
 Rank = int | Literal["auto"] | None
 _WHOLE = 256  # rows of a Kronecker factor up to which all its eigenvalues are kept by default
 _LEADING = 32  # eigenvalues that are kept of larger ones
-_FORMS: dict[str, DampingForm] = {"matrix_normal": "factored", "kronecker": "exact", "eigen_corrected": "exact"}
+FORMS: dict[str, DampingForm] = {"matrix_normal": "factored", "kronecker": "exact", "eigen_corrected": "exact"}
 
 _CURVATURES: dict[str, Callable[..., Curvature]] = {
     "diagonal": Diagonal,
@@ -66,7 +66,7 @@ class FactorSizes:
 
     def kept(self, structure: str, shape: tuple[int, int]) -> tuple[int | None, int | None] | None:
         """Ranks of S and A of a layer with a weight of ``shape``, None for a diagonal; None if both are kept whole."""
-        if structure not in _FORMS:
+        if structure not in FORMS:
             return None
         rank = self.rank
         if structure == "eigen_corrected" or (rank == "auto" and not is_wide(shape)):
@@ -131,11 +131,14 @@ def rules_by_layer(sharing: Sharing | Mapping[str, Sharing], names: Sequence[str
 
 
 def _curvature(structure: str, layer: VariationalLayer, sizes: FactorSizes, rule: Sharing) -> Callable[..., Curvature]:
-    if layer.full_covariance and structure in _FORMS:
+    if layer.full_covariance and structure in FORMS:
         return Dense
     shape = layer.matrix_shape[1:]
     ranks = sizes.kept(structure, shape)
-    if structure not in _FORMS:
+    if layer.diagonal_inputs and structure in FORMS:
+        outputs = shape[0] if ranks is None else ranks[0]
+        return partial(TruncatedKronecker, ranks=(outputs, None), damping_form=FORMS[structure], rule=rule)
+    if structure not in FORMS:
         return _CURVATURES[structure]
     if ranks is None:
         return partial(_CURVATURES[structure], rule=rule)
@@ -146,4 +149,4 @@ def _curvature(structure: str, layer: VariationalLayer, sizes: FactorSizes, rule
             "its posterior keeps only their diagonals",
             stacklevel=5,
         )
-    return partial(TruncatedKronecker, ranks=ranks, damping_form=_FORMS[structure], rule=rule)
+    return partial(TruncatedKronecker, ranks=ranks, damping_form=FORMS[structure], rule=rule)
