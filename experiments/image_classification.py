@@ -77,7 +77,7 @@ def run(method: Method, images: Images, config: Configuration, folder: Path) -> 
         now = scores(probs(images.x_test, _SAMPLES_OF_CURVES), images.y_test)
         history.append({"epoch": epoch, "seconds": seconds, "loss": loss, **now})
         print(
-            f"  {method.name}, seed {config.seed}, epoch {epoch}/{config.epochs}: loss {loss:.4f}, "
+            f"  {method.name}, seed {config.seed}, epoch {epoch}/{method.members * config.epochs}: loss {loss:.4f}, "
             f"test accuracy {now['accuracy']:.4f}, NLL {now['nll']:.4f} ({seconds:.0f} s)"
         )
 

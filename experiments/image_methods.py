@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -101,22 +102,18 @@ def train(method: Method, images: Images, config: Configuration, report: Report)
         return _bayesian(method, images, config, report) if method.posterior else _plain(method, images, config, report)
     members: list[Outcome] = []
     for number in range(method.members):
-        before = sum(member.seconds for member in members)
         own = replace(config, seed=config.seed * method.members + number + 1000)
-        earlier = [member.probs for member in members]
-
-        def together(
-            epoch: int,
-            seconds: float,
-            loss: float,
-            probs: Probs,
-            before: float = before,
-            earlier: list[Probs] = earlier,
-        ) -> None:
-            report(epoch, before + seconds, loss, _average([*earlier, probs]))
-
-        members.append(_plain(replace(method, members=1), images, own, together))
+        report_together = partial(_report_together, report, list(members), number * config.epochs)
+        members.append(_plain(replace(method, members=1), images, own, report_together))
     return Outcome(_average([member.probs for member in members]), sum(member.seconds for member in members))
+
+
+def _report_together(
+    report: Report, earlier: Sequence[Outcome], epochs: int, epoch: int, seconds: float, loss: float, probs: Probs
+) -> None:
+    """Of a member in training together with those that have been trained, for so many epochs in all."""
+    before = sum(member.seconds for member in earlier)
+    report(epochs + epoch, before + seconds, loss, _average([*(member.probs for member in earlier), probs]))
 
 
 def _average(members: list[Probs]) -> Probs:

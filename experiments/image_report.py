@@ -91,12 +91,15 @@ def curves(folder: Path, results: pd.DataFrame, methods: Sequence[Method], path:
         tables = [pd.read_csv(folder / f"{method.name}-{seed}" / "history.csv") for seed in seeds]
         mean = pd.concat(tables).groupby(np.concatenate([np.arange(len(t)) for t in tables])).mean()
         for row, key in enumerate(_CURVES):
-            for column, against in enumerate(("epoch", "seconds")):
-                axes[row, column].plot(mean[against], mean[key], color=f"C{number}", label=method.title, lw=1.5)
+            axes[row, 1].plot(mean.seconds, mean[key], color=f"C{number}", label=method.title, lw=1.5)
+            if method.members == 1:
+                axes[row, 0].plot(mean.epoch, mean[key], color=f"C{number}", lw=1.5)
+            else:  # what comes of all members, which took their epochs one after the other
+                axes[row, 0].axhline(mean[key].iloc[-1], color=f"C{number}", lw=1.5, ls="--")
     for row, title in enumerate(_CURVES.values()):
         axes[row, 0].set_ylabel(title)
     axes[0, 0].set_yscale("log")
-    axes[-1, 0].set_xlabel("epoch (of all members, one after the other)")
+    axes[-1, 0].set_xlabel("epoch")
     axes[-1, 1].set_xlabel("seconds of training")
     axes[0, 1].legend(fontsize=8)
     save(figure, path)
