@@ -43,7 +43,8 @@ class PyroNetwork:
 
     Raises:
         ImportError: if Pyro is not installed.
-        ValueError: if the network has replicas or another likelihood.
+        ValueError: if the network has replicas or another likelihood, or a posterior by groups, as of normalizations
+            and grouped convolutions.
 
     Example:
         >>> import torch, noisynat
@@ -60,6 +61,12 @@ class PyroNetwork:
     def __init__(self, network: VariationalNetwork) -> None:
         require_pyro()
         check_supported(network)
+        grouped = [posterior.name for posterior in network.posteriors if len(posterior._packed_shape) > 2]
+        if grouped:
+            raise ValueError(
+                f"the guide knows no posteriors by groups of outputs, as those of {', '.join(grouped)}; use "
+                "posterior='dense' or 'dense_per_layer'"
+            )
         self.network = network
 
     @property

@@ -238,6 +238,9 @@ def test_what_does_not_fit_is_refused() -> None:
     net = nn.Linear(3, 1).double()
     with pytest.raises(ValueError, match="2 replicas"):
         PyroNetwork(noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(STD), num_data=N, replicas=2))
+    grouped = nn.Sequential(nn.LayerNorm(3).double(), net)
+    with pytest.raises(ValueError, match="no posteriors by groups of outputs, as those of 0"):
+        PyroNetwork(noisynat.VariationalNetwork(grouped, noisynat.GaussianLikelihood(STD), num_data=N))
     x, y = data()
     with pytest.raises(ValueError, match="unsqueeze"):
         PyroNetwork(network()).model(x, y[:, 0])
