@@ -52,7 +52,9 @@ class Outcome(NamedTuple):
 
 
 class VariationalNetwork(nn.Module):
-    """A Bayesian neural network: a copy of ``net`` whose linear and convolutional layers have a Gaussian posterior.
+    """A Bayesian neural network: a copy of ``net`` whose layers have a Gaussian posterior over their weights.
+
+    Linear layers, convolutions, embeddings, and batch, layer and group normalizations have one.
 
     Shapes: inputs are (B, in), or (*replicas, B, in) where each replica has its own; outputs are (*replicas, B, K).
     Inputs of several dimensions, such as images (B, channels, height, width), take the place of (B, in).
@@ -143,8 +145,8 @@ class VariationalNetwork(nn.Module):
         self.net, self.layers = convert(net, self.replicas, initial, same_start=init == "weights", only=only)
         if not self.layers:
             raise ValueError(
-                "no layer of this network can have a posterior: it has no linear or convolutional layer that is its "
-                "own and trainable"
+                "no layer of this network can have a posterior: it has no linear layer, convolution, "
+                "embedding or normalization that is its own and trainable"
             )
         means = {id(layer.mean) for layer in self.layers}
         self._others = [p for p in self.net.parameters() if id(p) not in means]

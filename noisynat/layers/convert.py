@@ -88,7 +88,9 @@ def convert(
     same_start: bool = False,
     only: Sequence[str] | None = None,
 ) -> tuple[nn.Module, list[VariationalLayer]]:
-    """A copy of ``net`` whose linear, convolutional and normalization layers are variational; ``net`` stays as it is.
+    """A copy of ``net`` whose linear layers, convolutions, embeddings and normalizations are variational.
+
+    ``net`` stays as it is.
 
     Layers stay as they are if they are frozen, subclasses of PyTorch's, tied to another module's parameters, or owned
     by a module that reads their weight itself. Forward hooks of a converted layer are not carried over.

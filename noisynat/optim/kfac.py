@@ -36,7 +36,7 @@ class KFAC(NaturalGradient):
     """Natural gradient for an unmodified ``nn.Module``, with a Kronecker-factored curvature.
 
     The loop is PyTorch's, with a loss of your own: ``zero_grad``, ``loss_function(net(x), y).backward()``, ``step``. Of
-    linear, convolutional and normalization layers, weight and bias move together by natural gradient; all other
+    linear layers, convolutions, embeddings and normalizations, weight and bias move together by natural gradient; other
     trainable parameters (of layers that are tied, subclassed or of another kind) by Adam. A batch is in the curvature
     before its step is taken, so that even the first step does not depend on how inputs, activations and weights are
     scaled and mixed, but for the damping. Hooks on ``net`` note what its
@@ -254,7 +254,7 @@ class _Mirror:
         self.fisher: FisherKind | None = None
         modules = convertible(net)
         if not modules:
-            raise ValueError("K-FAC needs a linear, convolutional or normalization layer that is trainable and its own")
+            raise ValueError("K-FAC needs a linear layer, convolution, embedding or normalization that is trainable")
         self.layers: list[VariationalLayer] = []
         self._modules: dict[int, Convertible] = {}
         for name, module in modules.items():

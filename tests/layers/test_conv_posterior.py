@@ -121,7 +121,7 @@ def test_the_rest_is_exact(case: dict[str, Any], structure: Any) -> None:
         return
     groups = case.get("groups", 1)
     block = size // groups
-    values, basis = curvature.averages["d"].value.reshape(groups, -1), curvature.prepared
+    basis = curvature.prepared
     optimizer = noisynat.NoisyNaturalGradient(bnn, lr=0.0, betas=(0.0, 0.0), fisher="ggn", stats_every=1)
     bnn.loss(x, torch.zeros(3, 2, dtype=x.dtype)).backward()  # once more, in the basis of the first time
     optimizer._update_curvature()

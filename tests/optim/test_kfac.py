@@ -269,7 +269,7 @@ def test_schedules_take_it() -> None:
         ({"fisher": "empirical"}, ValueError, "does not see the targets"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay must be at least 0"),
         ({"lr": -1.0}, ValueError, "learning rates must be at least 0"),
-        ({"net": nn.Tanh()}, ValueError, "needs a linear, convolutional or normalization layer"),
+        ({"net": nn.Tanh()}, ValueError, "needs a linear layer, convolution, embedding or normalization"),
     ],
 )
 def test_arguments_out_of_range_are_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
