@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from noisynat import border
+from noisynat.likelihoods.base import Likelihood
+from noisynat.random import RandomStream
+from noisynat.sampling import FunctionSampler
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,58 @@ class ELBO:
             f"ELBO {_shown(self.total)} nats{cold}, {_shown(self.per_datum)} per datum; "
             f"log-likelihood {_shown(self.expected_log_likelihood)}, KL {_shown(self.kl)}"
         )
+
+
+class ExpectedLogLikelihood(NamedTuple):
+    """E_q[sum_n log p(y_n | f(x_n, w))] by sampling weights; tensors are (*replicas,), float64."""
+
+    value: Tensor
+    standard_error: Tensor
+    examples: int
+
+
+def expected_log_likelihood(
+    sampler: FunctionSampler,
+    likelihood: Likelihood,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    num_samples: int,
+    stream: RandomStream,
+    batch_size: int | None = None,
+) -> ExpectedLogLikelihood:
+    """The ELBO's first part on ``batches``, at draws that all examples share.
+
+    Args:
+        sampler: of the network.
+        likelihood: of the targets.
+        batches: inputs and targets.
+        num_samples: S, of which half are mirror images of the others.
+        stream: of random numbers.
+        batch_size: examples per forward pass; by default as many as keep its memory small.
+
+    Raises:
+        ValueError, TypeError: if there are no examples, or inputs or targets are not as they should be.
+    """
+    log_likelihood, examples, rows = torch.zeros(()), 0, len(sampler.replicas)
+    controls: list[Tensor] = []
+    draws = list(sampler.draw(-(-num_samples // 2), stream, controls=controls))
+    draws += [sampler.mirror(draw) for draw in draws]
+    size = batch_size or sampler.rows_per_pass(draws[0])
+    for x, y in batches:
+        inputs = border.with_replicas(border.checked_inputs(x, sampler.layers[0].mean), sampler.replicas)
+        first = sampler.evaluate(inputs.narrow(rows, 0, 1), draws[:1])[0]  # to learn the outputs' shape
+        outputs = first.expand(*first.shape[:rows], inputs.shape[rows], *first.shape[rows + 1 :])
+        shape = likelihood.target_shape(outputs.shape)
+        targets = border.targets_with_replicas(border.checked_targets(y), shape, sampler.replicas)
+        targets = likelihood.check_targets(outputs, targets)
+        for part, target in zip(inputs.split(size, rows), targets.split(size, rows), strict=True):
+            f = sampler.evaluate(part, draws)
+            log_prob = torch.stack([likelihood.log_prob(sample, target) for sample in f])
+            log_likelihood = log_likelihood.to(f.device) + log_prob.double().sum(-1)
+        examples += inputs.shape[rows]
+    if not examples:
+        raise ValueError("there are no examples to take the ELBO on")
+    plain, mirrored = log_likelihood.chunk(2)
+    return ExpectedLogLikelihood(*expectation_of_pairs(plain, mirrored, torch.cat(controls)), examples)
 
 
 def expectation_of_pairs(first: Tensor, second: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisynat import border
 from noisynat.posteriors.draws import Draw
+from noisynat.random import RandomStream
 from noisynat.sampling import FunctionSampler
 
 
@@ -35,6 +36,41 @@ class SampledFunctions:
 
     def __init__(self, sampler: FunctionSampler, weights: Sequence[Tensor], others: dict[str, Tensor]) -> None:
         self._sampler, self._weights, self._others = sampler, list(weights), others
+
+    @classmethod
+    @torch.no_grad()
+    def drawn(cls, sampler: FunctionSampler, count: int, stream: RandomStream) -> SampledFunctions:
+        """``count`` functions of the posterior as it is now; see :meth:`noisynat.VariationalNetwork.sample_functions`.
+
+        Raises:
+            ValueError: if ``count`` is not positive.
+        """
+        if count < 1:
+            raise ValueError(f"num_functions must be at least 1, got {count}")
+        draws = list(sampler.draw(count, stream, single=True))
+        weights = [torch.stack([draw.weight for draw in of_layer]) for of_layer in zip(*draws, strict=True)]
+        means = {id(layer.mean) for layer in sampler.layers}
+        parameters = {name: p for name, p in sampler.net.named_parameters() if id(p) not in means}
+        others = {name: value.detach().clone() for name, value in [*parameters.items(), *sampler.net.named_buffers()]}
+        return cls(sampler, weights, others)
+
+    @classmethod
+    def of_state(cls, sampler: FunctionSampler, state: dict[str, Any]) -> SampledFunctions:
+        """The functions that :meth:`state_dict` was taken of, by a network of the same shape.
+
+        Raises:
+            ValueError: if the layers or the weights' shapes are other ones.
+        """
+        weights = state["weights"]
+        expected = {layer.name: layer.mean.shape for layer in sampler.layers}
+        if {name: weight.shape[1:] for name, weight in weights.items()} != expected:
+            raise ValueError(
+                f"the functions are of layers {', '.join(f'{k} {tuple(w.shape[1:])}' for k, w in weights.items())}, "
+                f"this network's are {', '.join(f'{k} {tuple(shape)}' for k, shape in expected.items())}"
+            )
+        like = sampler.layers[0].mean
+        others = {name: value.to(like.device) for name, value in state["others"].items()}
+        return cls(sampler, [weights[name].to(like) for name in expected], others)
 
     def __len__(self) -> int:
         """S."""

@@ -16,7 +16,7 @@ from noisynat import border, memory, passes
 from noisynat.compiling import is_compiling
 from noisynat.curvature import fisher
 from noisynat.curvature.sharing import Sharing
-from noisynat.elbo import ELBO, expectation_of_pairs
+from noisynat.elbo import ELBO, expected_log_likelihood
 from noisynat.functions import SampledFunctions
 from noisynat.layers.base import Record, drawn_weights, recording
 from noisynat.layers.convert import POINT_ESTIMATE, Coverage, convert, coverage
@@ -406,39 +406,22 @@ class VariationalNetwork(nn.Module):
             warning says so and the log-likelihood is scaled.
         """
         batches = [(x, y)] if isinstance(x, Tensor) else x
-        log_likelihood, examples, rows = torch.zeros(()), 0, len(self.replicas)
-        controls: list[Tensor] = []
-        draws = list(self._sampler.draw(-(-num_samples // 2), self._stream(generator), controls=controls))
-        draws += [self._sampler.mirror(draw) for draw in draws]
-        for inputs, targets in batches:
-            inputs = border.with_replicas(border.checked_inputs(inputs, self.layers[0].mean), self.replicas)
-            first = self._sampler.evaluate(inputs.narrow(rows, 0, 1), draws[:1])[0]  # to learn the outputs' shape
-            outputs = first.expand(*first.shape[:rows], inputs.shape[rows], *first.shape[rows + 1 :])
-            targets = self.checked_targets(outputs, border.checked_targets(targets))
-            size = batch_size or self._sampler.rows_per_pass(draws[0])
-            for part, target in zip(inputs.split(size, rows), targets.split(size, rows), strict=True):
-                f = self._sampler.evaluate(part, draws)
-                log_prob = torch.stack([self.likelihood.log_prob(sample, target) for sample in f])
-                log_likelihood = log_likelihood.to(f.device) + log_prob.double().sum(-1)
-            examples += inputs.shape[rows]
-        if not examples:
-            raise ValueError("there are no examples to take the ELBO on")
-        if examples != self.num_data:
+        stream = self._stream(generator)
+        estimate = expected_log_likelihood(self._sampler, self.likelihood, batches, num_samples, stream, batch_size)
+        if estimate.examples != self.num_data:
             warnings.warn(
-                f"the ELBO was asked for on {examples} examples, but num_data is {self.num_data}: the log-likelihood "
-                "is scaled to num_data",
+                f"the ELBO was asked for on {estimate.examples} examples, but num_data is {self.num_data}: the "
+                "log-likelihood is scaled to num_data",
                 stacklevel=2,
             )
-            log_likelihood = log_likelihood * (self.num_data / examples)
-        plain, mirrored = log_likelihood.chunk(2)
-        estimate, error = expectation_of_pairs(plain, mirrored, torch.cat(controls))
+        scale = self.num_data / estimate.examples
         return ELBO(
-            expected_log_likelihood=estimate,
+            expected_log_likelihood=scale * estimate.value,
             kl_by_layer={posterior.name: posterior.kl_divergence() for posterior in self.posteriors},
             noise_kl=self.likelihood.kl(self.replicas),
             kl_weight=self.kl_weight,
             num_data=self.num_data,
-            standard_error=error,
+            standard_error=scale * estimate.standard_error,
         )
 
     @torch.no_grad()
@@ -521,15 +504,7 @@ class VariationalNetwork(nn.Module):
         Raises:
             ValueError: if ``num_functions`` is not positive.
         """
-        if num_functions < 1:
-            raise ValueError(f"num_functions must be at least 1, got {num_functions}")
-        with torch.no_grad():
-            draws = list(self._sampler.draw(num_functions, self._stream(generator), single=True))
-        weights = [torch.stack([draw.weight for draw in of_layer]) for of_layer in zip(*draws, strict=True)]
-        means = {id(layer.mean) for layer in self.layers}
-        parameters = {name: p for name, p in self.net.named_parameters() if id(p) not in means}
-        others = {name: value.detach().clone() for name, value in [*parameters.items(), *self.net.named_buffers()]}
-        return SampledFunctions(self._sampler, weights, others)
+        return SampledFunctions.drawn(self._sampler, num_functions, self._stream(generator))
 
     def load_functions(self, state: dict[str, Any]) -> SampledFunctions:
         """The functions that :meth:`noisynat.SampledFunctions.state_dict` was taken of, by a network of this shape.
@@ -537,18 +512,7 @@ class VariationalNetwork(nn.Module):
         Raises:
             ValueError: if the layers or the weights' shapes are other ones.
         """
-        weights = state["weights"]
-        expected = {layer.name: layer.mean.shape for layer in self.layers}
-        if {name: weight.shape[1:] for name, weight in weights.items()} != expected:
-            raise ValueError(
-                f"the functions are of layers {', '.join(f'{k} {tuple(w.shape[1:])}' for k, w in weights.items())}, "
-                f"this network's are {', '.join(f'{k} {tuple(shape)}' for k, shape in expected.items())}"
-            )
-        return SampledFunctions(
-            self._sampler,
-            [weights[name].to(self.layers[0].mean) for name in expected],
-            {name: value.to(self.layers[0].mean.device) for name, value in state["others"].items()},
-        )
+        return SampledFunctions.of_state(self._sampler, state)
 
     def _stream(self, generator: torch.Generator | None) -> RandomStream:
         return self.evaluation_stream if generator is None else RandomStream.wrap(generator)

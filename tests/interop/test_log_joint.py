@@ -60,6 +60,29 @@ def test_fixed_noise(outputs: int) -> None:
     torch.testing.assert_close(density.functions(weights[None], x)[0], f)
 
 
+def test_convolutions_of_groups_and_normalizations() -> None:
+    """Against the ordinary network, whose parameters are the vector's parts in PyTorch's own order."""
+    torch.manual_seed(4)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 9, 1)
+    ).double()
+    x, y = torch.randn(N, 2, 3, 3, dtype=torch.float64), torch.randn(N, 1, dtype=torch.float64)
+    bnn = network(noisynat.GaussianLikelihood(0.3), net=net)
+    density = LogJoint(bnn, x, y)
+    weights = weights_of(density)
+    kernels, norm, last = density.unpack(weights)
+    parameters = {
+        "0.weight": kernels[:, :-1].reshape(4, 1, 3, 3), "0.bias": kernels[:, -1],
+        "1.weight": 1 + norm[:, 0], "1.bias": norm[:, 1], "4.weight": last[:, :-1], "4.bias": last[:, -1],
+    }  # fmt: skip
+    f = torch.func.functional_call(net, parameters, (x,))
+    expected = torch.distributions.Normal(f, 0.3).log_prob(y).sum()
+    for part, fan_in in ((kernels, 9), (norm, 1), (last, 36)):
+        expected = expected + torch.distributions.Normal(0.0, (0.7 / fan_in) ** 0.5).log_prob(part).sum()
+    torch.testing.assert_close(density(weights), expected)
+    torch.testing.assert_close(density.functions(weights[None], x)[0], f)
+
+
 @pytest.mark.parametrize(("outputs", "precisions"), [(1, 1), (2, 1), (2, 2)])
 def test_gamma_noise_is_integrated_out(outputs: int, precisions: int) -> None:
     x, y = data(outputs)
