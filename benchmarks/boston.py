@@ -16,6 +16,7 @@ from experiments.methods import METHODS
 from experiments.protocol import Splits, load_splits
 from experiments.runs import Configuration, train
 
+_COMPILED_BY = 60  # epochs: their last batches have come often enough
 METHOD = replace(METHODS["nng-kron"], options={})  # with the optimizer's own intervals
 
 
@@ -48,7 +49,7 @@ def compare(epochs: int, pace: Pace) -> list[dict[str, Any]]:
     }
     turns["adam"] = Turn(lambda: train_adam(splits, epochs, config.batch_size), 1)
     for compiled in ways.values():
-        train(METHOD, splits, replace(config, epochs=min(epochs, 2)), compile=compiled)
+        train(METHOD, splits, replace(config, epochs=min(epochs, _COMPILED_BY)), compile=compiled)
     train_adam(splits, 1, config.batch_size)
     times = interleaved(turns, pace, Clock())
     return [

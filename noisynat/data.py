@@ -10,6 +10,8 @@ from torch import Tensor
 
 from noisynat.random import derived_seed
 
+_ENTRIES_AT_ONCE = 2**18  # of inputs that are gathered; single batches may have more
+
 
 class TensorBatches:
     """Batches of (x, y), reshuffled every epoch; faster than a DataLoader where the data fit in memory.
@@ -73,10 +75,9 @@ class TensorBatches:
             self._next_batch = 0
         order = self._order()
         while self._next_batch < len(self):
-            start = self._next_batch * self.batch_size
-            chosen = order[..., start : start + self.batch_size]
-            self._next_batch += 1
-            yield self._take(self.x, chosen), self._take(self.y, chosen)
+            for batch in self._gather(order, self._next_batch):
+                self._next_batch += 1
+                yield batch
         self._epoch_state, self._next_batch = self._generator.get_state(), 0  # the next epoch's beginning
 
     def _order(self) -> Tensor:
@@ -89,13 +90,21 @@ class TensorBatches:
             order = torch.randperm(self.num_examples, generator=self._generator)
         return order.to(self.x.device)
 
+    def _gather(self, order: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches from number ``first`` on, as many small ones at once as are cheaper together."""
+        rest = order[..., first * self.batch_size :]
+        size = min(self.batch_size, rest.shape[-1])
+        entries = size * self.x.numel() // self.num_examples
+        count = min(max(_ENTRIES_AT_ONCE // max(entries, 1), 1), rest.shape[-1] // size)
+        chosen = rest[..., : count * size].unflatten(-1, (count, size)).movedim(-2, 0)  # (count, *replicas, size)
+        return zip(self._take(self.x, chosen), self._take(self.y, chosen), strict=True)
+
     def _take(self, values: Tensor, chosen: Tensor) -> Tensor:
         lead = len(self.replicas)
-        if not lead:
-            return values[chosen]
-        trailing = values.shape[lead + 1 :]
-        index = chosen.reshape(*chosen.shape, *(1,) * len(trailing)).expand(*chosen.shape, *trailing)
-        return values.gather(lead, index)
+        own = [
+            torch.arange(n, device=chosen.device).reshape(-1, *(1,) * (lead - i)) for i, n in enumerate(self.replicas)
+        ]
+        return values[(*own, chosen)]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands: the epoch's permutation and the next batch."""

@@ -59,6 +59,21 @@ def test_every_replica_has_its_own_permutation() -> None:
     assert len({tuple(row) for row in rows}) == 4
 
 
+@pytest.mark.parametrize("replicas", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("batches_at_once", [1, 2, 3])
+def test_how_many_batches_are_gathered_at_once_does_not_show(
+    replicas: tuple[int, ...], batches_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = torch.randn(*replicas, 17, 4, 2), torch.randn(*replicas, 17)
+    for entries in (batches_at_once * 3 * 8 * torch.Size(replicas).numel(), 0, 10**6):
+        monkeypatch.setattr("noisynat.data._ENTRIES_AT_ONCE", entries)
+        batches = TensorBatches(x, y, 3, replicas=replicas, shuffle=False)
+        parts = list(batches)
+        assert [part.shape[len(replicas)] for part, _ in parts] == [3, 3, 3, 3, 3, 2]
+        assert torch.equal(torch.cat([part for part, _ in parts], dim=len(replicas)), x)
+        assert torch.equal(torch.cat([part for _, part in parts], dim=len(replicas)), y)
+
+
 def test_the_same_seed_gives_the_same_batches() -> None:
     assert_equal(epoch(numbered(seed=7)), epoch(numbered(seed=7)))
     assert torch.cat(epoch(numbered(seed=7))).tolist() != torch.cat(epoch(numbered(seed=8))).tolist()

@@ -6,6 +6,7 @@ In small networks most of a step is the calling of operations, one by one; compi
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from noisynat.optim.noisy import NoisyNaturalGradient
 from noisynat.precision import is_reduced, passes_in
 from noisynat.random import Call
 
+_OFTEN = 10  # times that a kind of step has come
 _LIMIT = 64  # of compiled kinds of networks and batches, in all of the process
 Backend = str | Callable[..., Any]
 
@@ -47,9 +49,9 @@ class CompiledStep:
 
     The numbers are those of the usual loop up to rounding, random ones included, and both may be mixed; but dropout has
     its own, and layers of some hundred units have local noise where the usual loop finds separable cheaper. Steps are
-    compiled for batches of a shape that comes twice in a row, once plain and once for feeding the curvature;
-    factorizations, and batches like an epoch's smaller last one, run as usual. Compiling takes from some seconds to a
-    minute, most of it only the first time on a machine: it pays for long trainings of small networks, or of many
+    compiled for batches of a shape that comes twice in a row, or for the tenth time, as an epoch's smaller last one
+    does; once plain and once for feeding the curvature. Factorizations run as usual. Compiling takes from some seconds
+    to a minute, most of it only the first time on a machine: it pays for long trainings of small networks, or of many
     replicas.
 
     Args:
@@ -83,6 +85,7 @@ class CompiledStep:
         self._compiled = torch.compile(_pass_and_move, fullgraph=True, dynamic=False, backend=backend)
         self._plans: dict[_Kind, _Plan] = {}
         self._last: dict[bool, _Kind] = {}  # of the steps that feed the curvature, and of the others
+        self._seen: Counter[_Kind] = Counter()
         self._ready: set[_Kind] = set()
         self._refused: set[_Kind] = set()
         self._paces: tuple[list[Pace], list[Pace]] = [], []  # in numbers, and with tensors
@@ -111,8 +114,9 @@ class CompiledStep:
         network = self.network
         x = border.with_replicas(border.checked_inputs(x, network.layers[0].mean), network.replicas)
         kind = _Kind(network.statistics_due, network.training, precision, x.shape, x.dtype)
-        again = self._last.get(kind.feeds) == kind
-        if kind in self._refused or not (again or kind in self._ready):
+        self._seen[kind] += 1
+        comes_again = self._last.get(kind.feeds) == kind or self._seen[kind] >= _OFTEN
+        if kind in self._refused or not (comes_again or kind in self._ready):
             loss = self._as_usual(x, y, kind)
         else:
             loss = self._planned(x, y, kind, self._plans[kind])

@@ -209,14 +209,16 @@ def test_ways_of_stepping_can_be_mixed() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
-def test_batches_of_other_shapes_run_as_usual() -> None:
-    (bnn, optimizer), (_, other_optimizer) = make(), make()
+@pytest.mark.parametrize(("times", "ready"), [(9, False), (11, True)])
+def test_an_epochs_last_batch_is_compiled_once_it_has_come_often(times: int, ready: bool) -> None:
+    (bnn, optimizer), (_, other_optimizer) = make(stats_every=1), make(stats_every=1)
     step = noisynat.CompiledStep(other_optimizer, backend="eager")
-    for number, (x, y) in enumerate(batches("gamma", None, 12)):
+    for number, (x, y) in enumerate(batches("gamma", None, 3 * times)):
         size = 5 if number % 3 == 2 else 16
         torch.testing.assert_close(
             step(x[:size], y[:size]), usual(bnn, optimizer, x[:size], y[:size]), rtol=1e-8, atol=1e-8
         )
+    assert (torch.Size([5, 4]) in {kind.shape for kind in step._ready}) == ready
 
 
 def test_the_shape_of_most_batches_is_compiled_even_if_another_comes_first() -> None:
