@@ -72,12 +72,13 @@ def run(method: Method, images: Images, config: Configuration, folder: Path) -> 
         assert found is not None
         return found
     history: list[dict[str, float]] = []
+    epochs = method.members * method.epochs(config)
 
     def report(epoch: int, seconds: float, loss: float, probs: Probs) -> None:
         now = scores(probs(images.x_test, _SAMPLES_OF_CURVES), images.y_test)
         history.append({"epoch": epoch, "seconds": seconds, "loss": loss, **now})
         print(
-            f"  {method.name}, seed {config.seed}, epoch {epoch}/{method.members * config.epochs}: loss {loss:.4f}, "
+            f"  {method.name}, seed {config.seed}, epoch {epoch}/{epochs}: loss {loss:.4f}, "
             f"test accuracy {now['accuracy']:.4f}, NLL {now['nll']:.4f} ({seconds:.0f} s)"
         )
 
@@ -87,6 +88,7 @@ def run(method: Method, images: Images, config: Configuration, folder: Path) -> 
     result = {
         "method": method.name,
         "seed": config.seed,
+        "kl_weight": method.kl_weight if method.posterior else None,
         **scores(probs, images.y_test),
         **{f"auroc, {name}": doubt(probs, unknown) for name, unknown in others.items()},
         "loss": history[-1]["loss"],
@@ -109,7 +111,10 @@ def main(
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Of each training.")] = 20,
-    kl_weight: Annotated[float, typer.Option(help="Lambda; below 1 the posteriors are cold.")] = 0.1,
+    kl_weight: Annotated[float | None, typer.Option(help="Lambda of all posteriors, not each method's own.")] = None,
+    held_out: Annotated[
+        bool, typer.Option(help="Score a tenth of the training images, to choose settings by.")
+    ] = False,
     quick: Annotated[bool, typer.Option(help="One seed, two epochs, 1,000 images, to see that it works.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 2,
@@ -125,7 +130,11 @@ def main(
     except ImagesNotFoundError as error:
         console.print(str(error), markup=False)
         raise typer.Exit(1) from error
-    config = Configuration(network, epochs, kl_weight=kl_weight)
+    if held_out:
+        images = images.without_test()
+    if kl_weight is not None:
+        wanted = [replace(method, kl_weight=kl_weight) for method in wanted]
+    config = Configuration(network, epochs)
     if quick:
         images, seeds = images.first(1000, 500), 1
         config = replace(config, epochs=min(epochs, 2), samples=5)

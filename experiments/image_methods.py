@@ -1,7 +1,7 @@
 """Ways of training a network for images and of predicting with it; a new one is one more entry of :data:`METHODS`.
 
-Every method sees the same batches for equally many epochs, with a learning rate that falls along half a cosine. Times
-are of training alone.
+Every method sees the same batches, for equally many epochs unless its title says otherwise, with a learning rate that
+falls along half a cosine. Times are of training alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class Configuration:
         network: of :data:`~experiments.image_networks.NETWORKS`.
         epochs: of training.
         batch_size: of training.
-        kl_weight: lambda of the Bayesian methods.
         prior_variance: of their priors, over the layer's fan-in.
         initial_precision: of their curvature. With many data the noise is small even so, and a larger one would damp
             the first few hundred steps.
@@ -51,7 +50,6 @@ class Configuration:
     network: str = "lenet"
     epochs: int = 20
     batch_size: int = 128
-    kl_weight: float = 0.1
     prior_variance: float = 1.0
     initial_precision: float = 0.01
     samples: int = 50
@@ -68,8 +66,10 @@ class Method:
         kind: how it trains: a plain network, or a Bayesian one.
         options: of its optimizer.
         posterior: family of a Bayesian one.
+        kl_weight: lambda of a Bayesian one; below 1 the posterior is cold.
         members: networks whose probabilities are averaged.
         dropout: rate, also in predictions.
+        share: of the epochs that it trains for.
     """
 
     name: str
@@ -77,8 +77,14 @@ class Method:
     kind: Literal["sgd", "adam", "kfac", "natural", "mean_field"]
     options: dict[str, Any] = field(default_factory=dict)
     posterior: str | None = None
+    kl_weight: float = 1.0
     members: int = 1
     dropout: float = 0.0
+    share: float = 1.0
+
+    def epochs(self, config: Configuration) -> int:
+        """Of one network's training."""
+        return max(round(self.share * config.epochs), 1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Outcome:
     Args:
         probs: its prediction.
         seconds: of training.
-        elbo: per example, of the Bayesian ones.
+        elbo: per example, of the Bayesian ones, with the KL counted once whatever they were trained with.
     """
 
     probs: Probs
@@ -103,7 +109,7 @@ def train(method: Method, images: Images, config: Configuration, report: Report)
     members: list[Outcome] = []
     for number in range(method.members):
         own = replace(config, seed=config.seed * method.members + number + 1000)
-        report_together = partial(_report_together, report, list(members), number * config.epochs)
+        report_together = partial(_report_together, report, list(members), number * method.epochs(config))
         members.append(_plain(replace(method, members=1), images, own, report_together))
     return Outcome(_average([member.probs for member in members]), sum(member.seconds for member in members))
 
@@ -128,7 +134,8 @@ def _plain(method: Method, images: Images, config: Configuration, report: Report
     net = NETWORKS[config.network](tuple(images.x_train.shape[1:]), images.classes, method.dropout)  # type: ignore[arg-type]
     batches = _batches(images, config)
     optimizer = _optimizer(method, net)
-    total = config.epochs * len(batches)
+    epochs = method.epochs(config)
+    total = epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / total)) / 2)
 
     def probs(x: Tensor, samples: int) -> Tensor:
@@ -141,7 +148,7 @@ def _plain(method: Method, images: Images, config: Configuration, report: Report
         return torch.stack([_softmax(net, x) for _ in range(samples)]).mean(0)
 
     seconds = 0.0
-    for epoch in range(config.epochs):
+    for epoch in range(epochs):
         started, losses = time.perf_counter(), torch.zeros(())
         net.train()
         for x, y in batches:
@@ -181,7 +188,7 @@ def _bayesian(method: Method, images: Images, config: Configuration, report: Rep
         noisynat.GaussianPrior(config.prior_variance, "fan_in"),
         method.posterior,  # type: ignore[arg-type]
         num_data=len(images.x_train),
-        kl_weight=config.kl_weight,
+        kl_weight=method.kl_weight,
         initial_precision=config.initial_precision,
         seed=config.seed,
     )
@@ -190,7 +197,8 @@ def _bayesian(method: Method, images: Images, config: Configuration, report: Rep
         optimizer: Optimizer = noisynat.NoisyNaturalGradient(bnn, **method.options)
     else:
         optimizer = torch.optim.Adam(bnn.parameters(), **method.options)
-    schedule = noisynat.cosine_schedule(optimizer, config.epochs * len(batches))
+    epochs = method.epochs(config)
+    schedule = noisynat.cosine_schedule(optimizer, epochs * len(batches))
     generator = torch.Generator()
 
     def probs(x: Tensor, samples: int) -> Tensor:
@@ -199,9 +207,10 @@ def _bayesian(method: Method, images: Images, config: Configuration, report: Rep
     def after(epoch: int, history: noisynat.History) -> None:
         report(epoch, history["seconds"][-1], history["loss"][-1], probs)
 
-    history = noisynat.fit(bnn, optimizer, batches, config.epochs, scheduler=schedule, on_epoch=after, progress=False)
+    history = noisynat.fit(bnn, optimizer, batches, epochs, scheduler=schedule, on_epoch=after, progress=False)
     elbo = bnn.elbo(images.x_train, images.y_train, num_samples=10, batch_size=ROWS_AT_ONCE)
-    return Outcome(probs, history["seconds"][-1], elbo.per_datum.item())
+    bound = (elbo.expected_log_likelihood - elbo.kl).item() / elbo.num_data
+    return Outcome(probs, history["seconds"][-1], bound)
 
 
 def _batches(images: Images, config: Configuration) -> noisynat.TensorBatches:
@@ -214,12 +223,13 @@ METHODS = {
         Method("sgd", "SGD with momentum", "sgd", {"lr": 0.05}),
         Method("adam", "Adam", "adam", {"lr": 1e-3}),
         Method("kfac", "K-FAC without noise", "kfac", {"lr": 0.05, "damping": 0.01}),
+        Method("kfac-half", "K-FAC without noise, half the epochs", "kfac", {"lr": 0.05, "damping": 0.01}, share=0.5),
         Method("dropout", "MC dropout", "adam", {"lr": 1e-3}, dropout=DROPOUT),
         Method("ensemble", f"deep ensemble of {MEMBERS}", "adam", {"lr": 1e-3}, members=MEMBERS),
-        Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 1e-3}, "mean_field"),
-        Method("nng-ffg", "noisy Adam", "natural", {}, "diagonal"),
-        Method("nng-mvg", "noisy K-FAC, factored damping", "natural", {}, "matrix_normal"),
-        Method("nng-kron", "noisy K-FAC, exact damping", "natural", {}, "kronecker"),
-        Method("nng-ekfac", "noisy EK-FAC", "natural", {}, "eigen_corrected"),
+        Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 1e-3}, "mean_field", 0.1),
+        Method("nng-ffg", "noisy Adam", "natural", {}, "diagonal", 0.1),
+        Method("nng-mvg", "noisy K-FAC, factored damping", "natural", {}, "matrix_normal", 0.3),
+        Method("nng-kron", "noisy K-FAC, exact damping", "natural", {}, "kronecker", 0.3),
+        Method("nng-ekfac", "noisy EK-FAC", "natural", {}, "eigen_corrected", 0.3),
     )
 }

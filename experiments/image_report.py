@@ -20,12 +20,13 @@ from experiments.figures import save
 from experiments.image_methods import Configuration, Method
 from experiments.summary import provenance_lines, standard_error
 
-_COLUMNS: Mapping[str, tuple[str, str, bool]] = {  # title, format, whether more is better
+_COLUMNS: Mapping[str, tuple[str, str, bool | None]] = {  # title, format, whether more is better; None for settings
     "accuracy": ("accuracy", "{:.2%}", True),
     "nll": ("NLL", "{:.4f}", False),
     "ece": ("ECE", "{:.2%}", False),
     "brier": ("Brier", "{:.4f}", False),
     "loss": ("training loss", "{:.4f}", False),
+    "kl_weight": ("lambda", "{:g}", None),
     "elbo": ("ELBO / N", "{:.3f}", True),
     "seconds": ("seconds", "{:.0f}", False),
 }
@@ -56,31 +57,30 @@ def markdown(
     means = grouped[list(columns)].mean()
     seeds = int(grouped.size().max())
     said = f"Means over {seeds} seeds and their standard errors." if seeds > 1 else "One seed."
-    if config.kl_weight != 1 and results.elbo.notna().any():
-        said += f" Posteriors are cold: the KL counts lambda = {config.kl_weight:g} times, also in the ELBO."
+    if (results.kl_weight < 1).any():
+        said += " Posteriors with lambda below 1 are cold: the KL counted so many times in training, once in the ELBO."
     lines = [f"# {config.network}, {config.epochs} epochs", "", said, ""]
     lines += [f"| | {' | '.join(title for title, *_ in columns.values())} |", "|---|" + "---:|" * len(columns)]
     for method in methods:
         cells = [
-            _cell(grouped.get_group(method.name)[key], _is_best(means[key], method.name, more), text)
+            _cell(grouped.get_group(method.name)[key], means[key], text, more)
             for key, (_, text, more) in columns.items()
         ]
         lines.append(f"| {method.title} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *provenance_lines(provenance)]) + "\n"
 
 
-def _is_best(means: pd.Series, name: str, more: bool) -> bool:
-    best = means.max() if more else means.min()
-    return bool(means[name] == best)
-
-
-def _cell(values: pd.Series, best: bool, text: str) -> str:
+def _cell(values: pd.Series, means: pd.Series, text: str, more: bool | None) -> str:
+    """One method's ``values`` of a quantity, given the ``means`` of all methods."""
     if values.isna().all():
         return "–"
     shown = text.format(values.mean())
+    if more is None:
+        return shown
     if len(values) > 1:
         shown += "±" + text.format(standard_error(values.to_numpy(float)))
-    return f"**{shown}**" if best else shown
+    best = means.max() if more else means.min()
+    return f"**{shown}**" if values.mean() == best else shown
 
 
 def curves(folder: Path, results: pd.DataFrame, methods: Sequence[Method], path: Path) -> None:
