@@ -1,5 +1,6 @@
 """Ways of training a network for images and of predicting with it; a new one is one more entry of :data:`METHODS`.
 
+Learning rates and lambda had the best NLL of a tenth of Fashion-MNIST's training images (a LeNet, one seed, 20 epochs).
 Every method sees the same batches, for equally many epochs unless its title says otherwise, with a learning rate that
 falls along half a cosine. Times are of training alone.
 """
@@ -220,16 +221,16 @@ def _batches(images: Images, config: Configuration) -> noisynat.TensorBatches:
 METHODS = {
     method.name: method
     for method in (
-        Method("sgd", "SGD with momentum", "sgd", {"lr": 0.05}),
+        Method("sgd", "SGD with momentum", "sgd", {"lr": 0.05, "weight_decay": 5e-4}),
         Method("adam", "Adam", "adam", {"lr": 1e-3}),
         Method("kfac", "K-FAC without noise", "kfac", {"lr": 0.05, "damping": 0.01}),
         Method("kfac-half", "K-FAC without noise, half the epochs", "kfac", {"lr": 0.05, "damping": 0.01}, share=0.5),
         Method("dropout", "MC dropout", "adam", {"lr": 1e-3}, dropout=DROPOUT),
         Method("ensemble", f"deep ensemble of {MEMBERS}", "adam", {"lr": 1e-3}, members=MEMBERS),
-        Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 1e-3}, "mean_field", 0.1),
-        Method("nng-ffg", "noisy Adam", "natural", {}, "diagonal", 0.1),
-        Method("nng-mvg", "noisy K-FAC, factored damping", "natural", {}, "matrix_normal", 0.3),
-        Method("nng-kron", "noisy K-FAC, exact damping", "natural", {}, "kronecker", 0.3),
-        Method("nng-ekfac", "noisy EK-FAC", "natural", {}, "eigen_corrected", 0.3),
+        Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 2e-3}, "mean_field", 0.1),
+        Method("nng-ffg", "noisy Adam", "natural", {"lr": 0.005}, "diagonal", 0.1),
+        Method("nng-mvg", "noisy K-FAC, factored damping", "natural", {"lr": 0.01}, "matrix_normal", 0.3),
+        Method("nng-kron", "noisy K-FAC, exact damping", "natural", {"lr": 0.01}, "kronecker", 0.3),
+        Method("nng-ekfac", "noisy EK-FAC", "natural", {"lr": 0.01}, "eigen_corrected", 0.3),
     )
 }
