@@ -5,10 +5,11 @@ In small networks most of a step is the calling of operations, one by one; compi
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,12 @@ from noisynat.optim.noisy import NoisyNaturalGradient
 from noisynat.precision import is_reduced, passes_in
 from noisynat.random import Call
 
+if TYPE_CHECKING:
+    from torch._dynamo.types import GuardFilterEntry
+
 _OFTEN = 10  # times that a kind of step has come
+_OF_CODE = ("BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "DUPLICATE_INPUT", "MODULE_MATCH")
+_OF_LIBRARIES = re.compile(r"G\['(?!__import_)|G\['__import_(noisynat|torch|inspect|contextlib)(_dot_|'])")
 _LIMIT = 64  # of compiled kinds of networks and batches, in all of the process
 Backend = str | Callable[..., Any]
 
@@ -82,7 +88,13 @@ class CompiledStep:
         self.optimizer, self.network = optimizer, optimizer.network
         for posterior in self.network.posteriors:
             posterior.keep_shapes()
-        self._compiled = torch.compile(_pass_and_move, fullgraph=True, dynamic=False, backend=backend)
+        self._compiled = torch.compile(
+            _pass_and_move,
+            fullgraph=True,
+            dynamic=False,
+            backend=backend,
+            options={"guard_filter_fn": _may_change},
+        )
         self._plans: dict[_Kind, _Plan] = {}
         self._last: dict[bool, _Kind] = {}  # of the steps that feed the curvature, and of the others
         self._seen: Counter[_Kind] = Counter()
@@ -176,6 +188,17 @@ class CompiledStep:
             numbers = torch.tensor([pace[:-1] for pace in paces], dtype=mean.dtype, device=mean.device)
             self._paces = paces, [Pace._make([*row, pace.damping]) for row, pace in zip(numbers, paces, strict=True)]
         return self._paces[1]
+
+
+def _may_change(guards: Sequence[GuardFilterEntry]) -> list[bool]:
+    """Which of the things that compiled code depends on are looked at before every step.
+
+    All but functions, classes and modules of this library, of PyTorch and of Python, which nobody exchanges: they are a
+    third of all, and looking takes a good part of a small network's step.
+    """
+    return [
+        not (guard.is_global and guard.guard_type in _OF_CODE and _OF_LIBRARIES.match(guard.name)) for guard in guards
+    ]
 
 
 def _pass_and_move(

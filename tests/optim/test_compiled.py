@@ -200,6 +200,38 @@ def test_what_is_set_between_steps_is_followed() -> None:
     assert not step._refused
 
 
+def _activation(x: Tensor) -> Tensor:
+    return x.tanh()
+
+
+class WithFunctions(nn.Module):
+    """Two layers, and functions that come from outside of the class."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(4, 6), nn.Linear(6, 1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.last(self.function(_activation(self.first(x))))
+        return h
+
+
+@pytest.mark.parametrize("function", [torch.sin, torch.relu, lambda x: 2 * x, lambda x: x - 1])
+def test_functions_of_the_users_own_are_followed(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another network of the same class, and when a name means another function, as in a notebook."""
+    step = noisynat.CompiledStep(make(net=WithFunctions(torch.tanh))[1], backend="eager")
+    for x, y in batches("gamma", None, 12):
+        step(x, y)
+    net = WithFunctions(function)
+    (bnn, optimizer), (_, other_optimizer) = make(net=net), make(net=net)
+    step = noisynat.CompiledStep(other_optimizer, backend="eager")
+    for number, (x, y) in enumerate(batches("gamma", None, 24)):
+        if number == 12:
+            monkeypatch.setitem(globals(), "_activation", torch.sigmoid)
+        torch.testing.assert_close(step(x, y), usual(bnn, optimizer, x, y), rtol=1e-8, atol=1e-8)
+    assert not step._refused
+
+
 def test_ways_of_stepping_can_be_mixed() -> None:
     (bnn, optimizer), (other, other_optimizer) = make(), make()
     step = noisynat.CompiledStep(other_optimizer, backend="eager")
