@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from noisynat.layers.convert import convertible, matrix_shape
+from noisynat.layers.norm import Normalization
 from noisynat.posteriors.families import FORMS, FactorSizes, Rank, Structure
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 _DOUBLE = 8  # bytes; a dense curvature averages in double precision
+
+
+class LayerSize(NamedTuple):
+    """Of a layer's weights.
+
+    Args:
+        shape: (groups, out / groups, columns).
+        diagonal_inputs: whether of the Kronecker factor A only the diagonal is kept.
+        full_covariance: whether Kronecker posteriors are dense in each group.
+    """
+
+    shape: tuple[int, int, int]
+    diagonal_inputs: bool = False
+    full_covariance: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,45 +113,42 @@ def memory_forecast(
         795010
     """
     found = convertible(net, [layers] if isinstance(layers, str) else layers)
-    shapes = {name: matrix_shape(module) for name, module in found.items()}
+    sizes = {
+        name: LayerSize(matrix_shape(module), isinstance(module, nn.Embedding), isinstance(module, Normalization))
+        for name, module in found.items()
+    }
     size = next(iter(found.values())).weight.element_size() if found else 4
     count = replicas if isinstance(replicas, int) else math.prod(replicas or ())
-    diagonal = [name for name, module in found.items() if isinstance(module, nn.Embedding)]
-    return forecast(shapes, posterior, count, size, FactorSizes(rank, max_factor_dim), diagonal)
+    return forecast(sizes, posterior, count, size, FactorSizes(rank, max_factor_dim))
 
 
 def forecast(
-    shapes: dict[str, tuple[int, int, int]],
-    structure: str,
-    replicas: int,
-    element_size: int,
-    sizes: FactorSizes,
-    diagonal: Collection[str] = (),
+    layers: dict[str, LayerSize], structure: str, replicas: int, element_size: int, sizes: FactorSizes
 ) -> MemoryForecast:
-    """As :func:`memory_forecast`, from the weights' shapes by layer.
+    """As :func:`memory_forecast`, from the sizes of the layers by name.
 
     Args:
-        shapes: (groups, out / groups, columns) of the layers.
+        layers: with a posterior.
         structure: the family.
         replicas: their number, 1 for none.
         element_size: bytes of a weight's entry.
         sizes: of Kronecker factors.
-        diagonal: layers of whose Kronecker factor A only the diagonal is kept.
     """
     if structure == "dense":
-        shapes = {"+".join(shapes): (1, 1, sum(math.prod(shape) for shape in shapes.values()))}
+        layers = {"+".join(layers): LayerSize((1, 1, sum(math.prod(size.shape) for size in layers.values())))}
     elif structure == "dense_per_layer":
-        shapes = {name: (1, 1, math.prod(shape)) for name, shape in shapes.items()}
+        layers = {name: LayerSize((1, 1, math.prod(size.shape))) for name, size in layers.items()}
     rows = []
-    for name, (groups, out, columns) in shapes.items():
-        ranks = sizes.kept(structure, (out, columns))
-        if name in diagonal and structure in FORMS:
+    for name, ((groups, out, columns), diagonal_inputs, full_covariance) in layers.items():
+        own = "dense_per_layer" if full_covariance and structure in FORMS else structure
+        ranks = sizes.kept(own, (out, columns))
+        if diagonal_inputs and structure in FORMS:
             ranks = (out if ranks is None else ranks[0], None)
-        entries = (
-            _entries(structure, out, columns, element_size) if ranks is None else _truncated((out, columns), ranks)
-        )
-        side = max(_side(structure, out, columns) if ranks is None else _largest((out, columns), ranks), 1)
-        rows.append(MemoryRow(name, structure, side, int(replicas * groups * element_size * entries)))
+        if ranks is None:
+            entries, side = _entries(own, out, columns, element_size), _side(own, out, columns)
+        else:
+            entries, side = _truncated((out, columns), ranks), _largest((out, columns), ranks)
+        rows.append(MemoryRow(name, own, side, int(replicas * groups * element_size * entries)))
     return MemoryForecast(tuple(rows))
 
 

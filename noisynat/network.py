@@ -164,11 +164,13 @@ class VariationalNetwork(nn.Module):
         self, structure: Structure, priors: Sequence[GaussianPrior], noise: NoiseMode, initial_precision: float
     ) -> None:
         self.structure = structure
-        shapes = {layer.name: layer.matrix_shape for layer in self.layers}
-        mean = self.layers[0].mean
-        replicas, size = self.replicas.numel(), mean.element_size()
-        diagonal = [layer.name for layer in self.layers if layer.diagonal_inputs]
-        memory.check(memory.forecast(shapes, structure, replicas, size, self._factor_sizes, diagonal), mean.device)
+        sizes = {
+            layer.name: memory.LayerSize(layer.matrix_shape, layer.diagonal_inputs, layer.full_covariance)
+            for layer in self.layers
+        }
+        mean, replicas = self.layers[0].mean, self.replicas.numel()
+        forecast = memory.forecast(sizes, structure, replicas, mean.element_size(), self._factor_sizes)
+        memory.check(forecast, mean.device)
         posteriors = make_posteriors(
             self.layers,
             structure,

@@ -61,6 +61,25 @@ def test_the_forecast_is_what_training_keeps(structure: Any, dtype: torch.dtype,
         assert row.bytes == pytest.approx(kept(posterior), rel=0.05)
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_forecast_of_groups_normalizations_and_embeddings(structure: Any) -> None:
+    net = nn.Sequential(
+        nn.Embedding(12, 8), nn.Conv1d(6, 8, 3, groups=2), nn.LayerNorm(6), nn.Tanh(), nn.Flatten(), nn.Linear(48, 2)
+    )
+    bnn = noisynat.VariationalNetwork(net, noisynat.GaussianLikelihood(), posterior=structure, num_data=10)
+    if bnn.is_natural:
+        optimizer = noisynat.NoisyNaturalGradient(bnn, damping=1e-3, refresh_every=5)
+        for _ in range(7):
+            optimizer.zero_grad()
+            bnn.loss(torch.randint(12, (10, 6)), torch.randn(10, 2)).backward()
+            optimizer.step()
+    found = noisynat.memory_forecast(net, structure)
+    single = 40 * 6  # bytes: counts and the damping, of each group or unit
+    assert {row.name: row.bytes for row in found.rows} == pytest.approx(
+        {posterior.name: kept(posterior) for posterior in bnn.posteriors}, rel=0.1, abs=single
+    )
+
+
 @pytest.mark.parametrize("settings", [{"rank": 5}, {"max_factor_dim": 25}, {"rank": 4, "max_factor_dim": 6}])
 @pytest.mark.parametrize("structure", ["kronecker", "matrix_normal"])
 def test_the_forecast_of_truncated_factors(structure: Any, settings: dict[str, int]) -> None:
