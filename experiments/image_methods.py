@@ -218,19 +218,20 @@ def _batches(images: Images, config: Configuration) -> noisynat.TensorBatches:
     return noisynat.TensorBatches(images.x_train, images.y_train, config.batch_size, seed=config.seed)
 
 
+_KFAC = {"lr": 0.05, "damping": 0.01}
 METHODS = {
     method.name: method
     for method in (
         Method("sgd", "SGD with momentum", "sgd", {"lr": 0.05, "weight_decay": 5e-4}),
         Method("adam", "Adam", "adam", {"lr": 1e-3}),
-        Method("kfac", "K-FAC without noise", "kfac", {"lr": 0.05, "damping": 0.01}),
-        Method("kfac-half", "K-FAC without noise, half the epochs", "kfac", {"lr": 0.05, "damping": 0.01}, share=0.5),
+        Method("kfac", "K-FAC without noise", "kfac", _KFAC),
+        Method("kfac-half", "K-FAC without noise, half the epochs", "kfac", _KFAC, share=0.5),
         Method("dropout", "MC dropout", "adam", {"lr": 1e-3}, dropout=DROPOUT),
         Method("ensemble", f"deep ensemble of {MEMBERS}", "adam", {"lr": 1e-3}, members=MEMBERS),
         Method("bbb", "Bayes by Backprop", "mean_field", {"lr": 2e-3}, "mean_field", 0.1),
         Method("nng-ffg", "noisy Adam", "natural", {"lr": 0.005}, "diagonal", 0.1),
-        Method("nng-mvg", "noisy K-FAC, factored damping", "natural", {"lr": 0.01}, "matrix_normal", 0.3),
-        Method("nng-kron", "noisy K-FAC, exact damping", "natural", {"lr": 0.01}, "kronecker", 0.3),
-        Method("nng-ekfac", "noisy EK-FAC", "natural", {"lr": 0.01}, "eigen_corrected", 0.3),
+        Method("nng-mvg", "noisy K-FAC, factored damping", "natural", _KFAC, "matrix_normal", 0.3),
+        Method("nng-kron", "noisy K-FAC, exact damping", "natural", _KFAC, "kronecker", 0.3),
+        Method("nng-ekfac", "noisy EK-FAC", "natural", _KFAC, "eigen_corrected", 0.3),
     )
 }
