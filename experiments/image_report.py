@@ -32,6 +32,7 @@ _COLUMNS: Mapping[str, tuple[str, str, bool | None]] = {  # title, format, wheth
 }
 _CURVES = {"loss": "training loss", "nll": "test NLL", "accuracy": "test accuracy"}
 _BINS = 15
+_COLORS = [plt.colormaps["tab20"](2 * i % 20 + i // 10) for i in range(20)]  # the usual ten, then lighter ones
 
 
 def write(
@@ -86,22 +87,22 @@ def _cell(values: pd.Series, means: pd.Series, text: str, more: bool | None) -> 
 def curves(folder: Path, results: pd.DataFrame, methods: Sequence[Method], path: Path) -> None:
     """Training loss, test NLL and accuracy by epoch and by second, means over seeds."""
     figure, axes = plt.subplots(len(_CURVES), 2, figsize=(11, 10), layout="constrained", sharey="row")
-    for number, method in enumerate(methods):
+    for color, method in zip(_COLORS, methods, strict=False):
         seeds = results[results.method == method.name].seed
         tables = [pd.read_csv(folder / f"{method.name}-{seed}" / "history.csv") for seed in seeds]
         mean = pd.concat(tables).groupby(np.concatenate([np.arange(len(t)) for t in tables])).mean()
         for row, key in enumerate(_CURVES):
-            axes[row, 1].plot(mean.seconds, mean[key], color=f"C{number}", label=method.title, lw=1.5)
+            axes[row, 1].plot(mean.seconds, mean[key], color=color, label=method.title, lw=1.5)
             if method.members == 1:
-                axes[row, 0].plot(mean.epoch, mean[key], color=f"C{number}", lw=1.5)
+                axes[row, 0].plot(mean.epoch, mean[key], color=color, lw=1.5)
             else:  # what comes of all members, which took their epochs one after the other
-                axes[row, 0].axhline(mean[key].iloc[-1], color=f"C{number}", lw=1.5, ls="--")
+                axes[row, 0].axhline(mean[key].iloc[-1], color=color, lw=1.5, ls="--")
     for row, title in enumerate(_CURVES.values()):
         axes[row, 0].set_ylabel(title)
     axes[0, 0].set_yscale("log")
     axes[-1, 0].set_xlabel("epoch")
     axes[-1, 1].set_xlabel("seconds of training")
-    axes[0, 1].legend(fontsize=8)
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     save(figure, path)
 
 
