@@ -240,6 +240,16 @@ def test_the_command_writes_its_files_and_resumes(tmp_path: Path, monkeypatch: p
     assert again.exit_code == 0
 
 
+def test_the_command_scores_training_images_that_were_held_out(tmp_path: Path) -> None:
+    arguments = ["digits", "--quick", "--methods", "bbb", "--kl-weight", "0.5", "--held-out", "--output", str(tmp_path)]
+    assert CliRunner().invoke(image_classification.app, arguments, catch_exceptions=False).exit_code == 0
+    folder = tmp_path / "digits" / "lenet"
+    assert pd.read_csv(folder / "results.csv").kl_weight.tolist() == [0.5]
+    digits = images.load("digits")
+    held_out = digits.y_train[-(len(digits.y_train) // 10) :]
+    assert np.load(folder / "bbb-0" / "predictions.npz")["y"].tolist() == held_out.tolist()
+
+
 def test_absent_files_end_the_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(image_classification.app, ["cifar-10", "--data", str(tmp_path)])
     assert result.exit_code == 1
