@@ -46,7 +46,7 @@ def checked_inputs(x: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(f"the batch is empty: inputs have shape {tuple(x.shape)}")
     if x.dtype != weights.dtype and x.is_floating_point():
         raise TypeError(f"inputs are {x.dtype}, the network's weights {weights.dtype}; use x.to({weights.dtype})")
-    if x.is_floating_point() and not _all_finite(x):
+    if x.is_floating_point() and not all_finite(x):
         raise ValueError("inputs contain NaN or infinite values")
     return x
 
@@ -55,7 +55,7 @@ def checked_targets(y: Tensor | None) -> Tensor:
     """Targets that are a finite tensor; their shape and dtype are the likelihood's to check."""
     if not isinstance(y, Tensor):
         raise TypeError(f"targets must be a torch.Tensor, got {type(y).__name__}")
-    if y.is_floating_point() and not _all_finite(y):
+    if y.is_floating_point() and not all_finite(y):
         raise ValueError("targets contain NaN or infinite values")
     return y
 
@@ -84,6 +84,7 @@ def targets_with_replicas(y: Tensor, expected: torch.Size, replicas: torch.Size)
     return y.expand(expected) if replicas and y.shape == expected[len(replicas) :] else y
 
 
-def _all_finite(values: Tensor) -> bool:
+def all_finite(values: Tensor) -> bool:
+    """Whether none is infinite or not a number."""
     # A finite sum has finite terms, and one pass tells; only an overflowing sum needs the longer look.
     return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,7 +86,8 @@ class TensorBatches:
             order = torch.arange(self.num_examples).expand(*self.replicas, -1)
         elif self.replicas:
             shape = (*self.replicas, self.num_examples)
-            order = torch.rand(shape, generator=self._generator, dtype=torch.float64).argsort(-1)
+            keys = torch.rand(shape, generator=self._generator, dtype=torch.float64)
+            order = torch.from_numpy(np.argsort(keys.numpy(), axis=-1))  # several times faster than PyTorch's
         else:
             order = torch.randperm(self.num_examples, generator=self._generator)
         return order.to(self.x.device)
@@ -101,6 +103,10 @@ class TensorBatches:
 
     def _take(self, values: Tensor, chosen: Tensor) -> Tensor:
         lead = len(self.replicas)
+        if values.is_contiguous():  # of which rows can be copied whole
+            first = torch.arange(self.replicas.numel(), device=chosen.device) * self.num_examples
+            rows = chosen + first.reshape(*self.replicas, 1)
+            return values.flatten(0, lead).index_select(0, rows.flatten()).unflatten(0, chosen.shape)
         own = [
             torch.arange(n, device=chosen.device).reshape(-1, *(1,) * (lead - i)) for i, n in enumerate(self.replicas)
         ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from noisynat.border import all_finite
 
 
 class CurvatureError(ArithmeticError):
@@ -22,9 +23,8 @@ def check_finite(loss: Tensor, where: str, *, taken: bool = False) -> None:
         where: that was, for the message.
         taken: whether the step has been taken by now.
     """
-    finite = torch.isfinite(loss.detach())
-    if not bool(finite.all()):
-        replicas = f", replicas {(~finite).nonzero().flatten().tolist()}" if loss.dim() else ""
+    if not all_finite(loss.detach()):
+        replicas = f", replicas {(~loss.isfinite()).nonzero().flatten().tolist()}" if loss.dim() else ""
         state = "that step has been taken" if taken else "the parameters are as before that step"
         raise NonFiniteLossError(
             f"the loss is not finite in {where}{replicas}; {state}. Standardize inputs and targets, lower lr, or bound "

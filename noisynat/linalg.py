@@ -75,8 +75,13 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         except torch.linalg.LinAlgError:
             values, vectors, failed = _eigh_one_by_one(candidate)
             failed = failed | ~finite
-        tiny = torch.finfo(matrix.dtype).tiny  # below it are denormal numbers, with which many processors are slow
-        return functional.hardshrink(values.clamp(min=0), tiny), functional.hardshrink(vectors, tiny), failed
+        dtype = matrix.dtype
+        return without_denormals(values.clamp(min=0), dtype), without_denormals(vectors, dtype), failed
+
+
+def without_denormals(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` in ``dtype``, and zeros for denormal numbers, with which many processors are slow."""
+    return functional.hardshrink(values, torch.finfo(dtype).tiny).to(dtype)
 
 
 def leading_eigenpairs(matrix: Tensor, start: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor, Tensor]:

@@ -379,7 +379,8 @@ class VariationalNetwork(nn.Module):
 
     def accumulate(self, statistics: passes.Statistics) -> None:
         """Give a batch's statistics, if there are any, to the posteriors."""
-        passes.feed(self.posteriors, self.layers, statistics)
+        if statistics:
+            passes.feed(self.posteriors, self.layers, statistics)
 
     # --- evaluation -------------------------------------------------------------------------------
 

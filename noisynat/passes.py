@@ -84,9 +84,7 @@ def statistics_of_pass(
 
 
 def feed(posteriors: Sequence[Posterior], layers: Sequence[VariationalLayer], statistics: Statistics) -> None:
-    """Give the statistics of ``layers``, if there are any, to their posteriors."""
-    if not statistics:
-        return
+    """Give the statistics of ``layers`` to their posteriors."""
     position = {id(layer): i for i, layer in enumerate(layers)}
     for posterior in posteriors:
         assert isinstance(posterior, NaturalPosterior)

@@ -167,7 +167,7 @@ class _Run:
         for x, y in self._batches():
             loss = self._train_batch(x, y)
             count = x.shape[len(self.network.replicas)] if x.dim() > 2 and self.network.replicas else len(x)
-            self.losses = self.losses.to(loss.device) + count * loss.double()
+            self.losses = self.losses.to(loss.device).add(loss, alpha=count)
             self.examples += count
             self.batch += 1
             self.seconds = time.perf_counter() - started

@@ -177,9 +177,13 @@ class KroneckerBasisInverse:
         return logdet if self.basis_logdet is None else logdet - 2 * self.basis_logdet
 
     def trace_inverse(self) -> Tensor:
-        if self.basis_logdet is None:
-            return self.variance.sum((-2, -1))
-        return self.inverse_diagonal().sum((-2, -1))
+        variance = self.variance
+        if self.basis_logdet is not None:  # columns of the bases have other lengths than one
+            if self.left is not None:
+                variance = variance * self.left.square().sum(-2).unsqueeze(-1)
+            if self.right is not None:
+                variance = variance * self.right.square().sum(-2).unsqueeze(-2)
+        return variance.sum((-2, -1))
 
     def inverse_diagonal(self) -> Tensor:
         variance = self.variance

@@ -46,13 +46,15 @@ class Kronecker(Curvature):
         accumulate_factors(self.averages, a, g, self.rule)
 
     def _prepare(self, snapshot: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        if self.damping_form == "factored":
+        if self.damping_form == "factored" or self.shape[0] == 1:
             return snapshot, self._nothing_failed()
         return eigenbasis(snapshot)
 
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         if self.damping_form == "factored":
             return self._invert_factored(prepared, damping)
+        if self.shape[0] == 1:
+            return self._invert_of_one_output(prepared, damping)
         of_outputs, of_inputs = prepared["S.values"], prepared["A.values"]
         eigenvalues = of_outputs.unsqueeze(-1) * of_inputs.unsqueeze(-2)
         parts = partial(separable.reciprocal, of_outputs, of_inputs, damping)
@@ -72,6 +74,17 @@ class Kronecker(Curvature):
         variance = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
         parts = partial(separable.one, tuple(variance.shape), variance)
         return KroneckerBasisInverse(variance, left, right, log_basis, parts), failures
+
+    def _invert_of_one_output(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
+        """By Cholesky, at a third of an eigendecomposition's cost; in float64, as nothing bounds small eigenvalues."""
+        product = prepared["S"].double() * prepared["A"].double()
+        eye = torch.eye(self.shape[1], dtype=product.dtype, device=product.device)
+        cholesky, failures = linalg.cholesky(product + damping * eye)
+        right = linalg.without_denormals(linalg.inverse_of_triangular(cholesky).mT, damping.dtype)
+        log_basis = -linalg.log_determinant(cholesky).to(damping.dtype) / 2
+        variance = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
+        parts = partial(separable.one, tuple(variance.shape), variance)
+        return KroneckerBasisInverse(variance, None, right, log_basis, parts), failures
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         return kronecker_product(snapshot["S"], snapshot["A"])

@@ -186,7 +186,10 @@ class CompiledStep:
         if self._paces[0] != paces:
             mean = self.network.layers[0].mean
             numbers = torch.tensor([pace[:-1] for pace in paces], dtype=mean.dtype, device=mean.device)
-            self._paces = paces, [Pace._make([*row, pace.damping]) for row, pace in zip(numbers, paces, strict=True)]
+            self._paces = (
+                paces,
+                [Pace._make([*row.unbind(), pace.damping]) for row, pace in zip(numbers.unbind(), paces, strict=True)],
+            )
         return self._paces[1]
 
 

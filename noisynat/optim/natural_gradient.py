@@ -153,16 +153,16 @@ class NaturalGradient(Optimizer):
 
     def mean_moves(self, paces: Sequence[Pace]) -> list[MeanMove]:
         """What moves the means, from the groups' paces."""
-        number = self._groups
-        return [
-            MeanMove(
-                posterior,
-                [self._state_of(self._owner(layer), "momentum", like=layer.mean)[0] for layer in posterior.layers],
-                posterior.prior_precisions(),
-                [paces[number[id(self._owner(layer))]] for layer in posterior.layers],
-            )
-            for posterior in self._posteriors
-        ]
+        number, moves = self._groups, []
+        for posterior in self._posteriors:
+            owners = [self._owner(layer) for layer in posterior.layers]
+            momenta = [
+                self._state_of(owner, "momentum", like=layer.mean)[0]
+                for owner, layer in zip(owners, posterior.layers, strict=True)
+            ]
+            own = [paces[number[id(owner)]] for owner in owners]
+            moves.append(MeanMove(posterior, momenta, posterior.prior_precisions(), own))
+        return moves
 
     def point_moves(self, paces: Sequence[Pace]) -> list[PointMove]:
         """What moves the point estimates, likewise."""
@@ -283,9 +283,13 @@ class NaturalGradient(Optimizer):
 
     def _request_statistics(self) -> None:
         """Tell the network whether the next step's losses feed the curvature."""
-        self.network.statistics_due = self.statistics_interval.is_due(self.steps)
-        self.network.statistics_examples = self.stats_examples
-        self.network.fisher = self.fisher
+        network, due = self.network, self.statistics_interval.is_due(self.steps)
+        if network.statistics_due != due:  # setting a module's attributes is slow
+            network.statistics_due = due
+        if network.statistics_examples != self.stats_examples:
+            network.statistics_examples = self.stats_examples
+        if network.fisher != self.fisher:
+            network.fisher = self.fisher
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state that :meth:`state_dict` gave."""

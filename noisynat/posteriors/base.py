@@ -219,11 +219,16 @@ class Posterior(nn.Module, ABC):
         1/2 [sum_l (tr Sigma_l + |M_l|^2) / eta_l - D + sum_l D_l log eta_l - log |Sigma|].
         """
         total = -self._log_determinant().double() - self.dim
-        for layer, variance, eta in zip(self._layers, self.variances(), self.prior_variance, strict=True):
-            count = variance.shape[-2] * variance.shape[-1]
-            moment = (variance.double() + layer.mean.double().square()).sum((-2, -1))
-            total = total + moment / eta + count * eta.log()
+        for layer, trace, eta in zip(self._layers, self._traces(), self.prior_variance, strict=True):
+            moment = trace + layer.mean.double().square().sum((-2, -1))
+            total = total + moment / eta + layer.out_features * layer.columns * eta.log()
         return total / 2
+
+    def _traces(self) -> list[Tensor]:
+        """Sums of each layer's marginal variances (*replicas,), float64."""
+        if len(self._packed_shape) == 2 and not self._is_joint:
+            return [self._scale**2 * self._root.trace_inverse().double()]
+        return [variance.double().sum((-2, -1)) for variance in self.variances()]
 
     def quadratic_loss(self, deviations: Sequence[Tensor], noise_norm: Tensor) -> Tensor:
         """What the log-likelihood of all data loses, to second order and less the average, when weights deviate.
@@ -239,8 +244,8 @@ class Posterior(nn.Module, ABC):
             (S, *replicas), float64, nats.
         """
         quadratic = noise_norm.double() - self.dim
-        for deviation, variance, eta in zip(deviations, self.variances(), self.prior_variance, strict=True):
-            excess = deviation.double().square().sum((-2, -1)) - variance.double().sum((-2, -1))
+        for deviation, trace, eta in zip(deviations, self._traces(), self.prior_variance, strict=True):
+            excess = deviation.double().square().sum((-2, -1)) - trace
             quadratic = quadratic - excess / eta
         return self.kl_weight / 2 * quadratic
 

@@ -61,6 +61,7 @@ class NaturalPosterior(Posterior):
             **precision,
         )
         self._tensor_scale = math.nan, torch.empty(())
+        self._ready_for: tuple[DampedInverse | None, int] = None, 0  # inverse and examples of a compiled step
         self._precisions: tuple[Tensor, tuple[Any, ...], Tensor] | None = None  # and what they depend on
         noise.check_mode(self.noise_mode, self.structure, self._root)
         self.curvature.redamp(self._damping())
@@ -172,9 +173,12 @@ class NaturalPosterior(Posterior):
     def prepare_step(self, extra_damping: float, examples: int) -> None:
         """Make what a compiled step of a batch of so many examples uses: tensors where numbers may change."""
         self.curvature.damped(extra_damping)
-        self.noise_mode_in(examples)
-        scale, mean = math.sqrt(self.kl_weight / self.num_data), self.layers[0].mean
+        inverse, scale = self.curvature.inverse, math.sqrt(self._kl_weight / self._num_data)
+        if self._ready_for[0] is not inverse or self._ready_for[1] != examples:
+            self.noise_mode_in(examples)
+            self._ready_for = inverse, examples
         if self._tensor_scale[0] != scale:
+            mean = self.layers[0].mean
             self._tensor_scale = scale, torch.tensor(scale, dtype=mean.dtype, device=mean.device)
 
     def precondition(self, directions: Sequence[Tensor], extra_damping: float) -> Step:
