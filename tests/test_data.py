@@ -74,6 +74,14 @@ def test_how_many_batches_are_gathered_at_once_does_not_show(
         assert torch.equal(torch.cat([part for _, part in parts], dim=len(replicas)), y)
 
 
+def test_data_that_replicas_share_need_no_copy_of_their_own() -> None:
+    x, y = torch.randn(7, 2).expand(3, 7, 2), torch.arange(21.0).reshape(7, 3).mT.unsqueeze(-1)
+    as_they_are = list(TensorBatches(x, y, 3, replicas=(3,), seed=0))
+    copied = list(TensorBatches(x.contiguous(), y.contiguous(), 3, replicas=(3,), seed=0))
+    for one, other in zip(as_they_are, copied, strict=True):
+        assert_equal(list(one), list(other))
+
+
 def test_the_same_seed_gives_the_same_batches() -> None:
     assert_equal(epoch(numbered(seed=7)), epoch(numbered(seed=7)))
     assert torch.cat(epoch(numbered(seed=7))).tolist() != torch.cat(epoch(numbered(seed=8))).tolist()

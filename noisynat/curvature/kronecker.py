@@ -19,6 +19,7 @@ from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, kro
 from noisynat.curvature.statistics import MovingAverage
 
 DampingForm = Literal["exact", "factored"]
+_ROUNDINGS = 16  # of a trace, by which a damping has to exceed it
 _MOST_UNEQUAL = 1e9  # of a pair of dampings, their square roots' ratio, so that neither underflows
 
 
@@ -26,7 +27,8 @@ class Kronecker(Curvature):
     """C = S (x) A with A = E[a a^T] (in, in) and S = E[g g^T] (out, out).
 
     Args:
-        damping_form: ``"exact"`` inverts S (x) A + gamma I in the eigenbasis of the factors;
+        damping_form: ``"exact"`` inverts S (x) A + gamma I in the eigenbasis of the factors (for one output by
+            Cholesky, unless gamma is so small that the statistics' rounding would matter);
             ``"factored"`` inverts (S + sqrt(gamma)/pi I) (x) (A + pi sqrt(gamma) I), a true matrix normal
             with pi^2 = (tr A / dim A) / (tr S / dim S), by Cholesky (Martens and Grosse 2015, section 6.3).
             Factored damping exceeds gamma I, and so narrows the posterior.
@@ -53,12 +55,13 @@ class Kronecker(Curvature):
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         if self.damping_form == "factored":
             return self._invert_factored(prepared, damping)
-        if self.shape[0] == 1:
+        if self.shape[0] > 1:
+            return _invert_exactly(prepared, damping)
+        if _exceeds_rounding(damping, prepared):
             return self._invert_of_one_output(prepared, damping)
-        of_outputs, of_inputs = prepared["S.values"], prepared["A.values"]
-        eigenvalues = of_outputs.unsqueeze(-1) * of_inputs.unsqueeze(-2)
-        parts = partial(separable.reciprocal, of_outputs, of_inputs, damping)
-        return invert_in_eigenbasis(prepared, eigenvalues, damping, parts)
+        basis, failed = eigenbasis(prepared)
+        inverse, not_inverted = _invert_exactly(basis, damping)
+        return inverse, failed | not_inverted
 
     def _invert_factored(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         factors, failures, log_basis = {}, self._nothing_failed(), torch.zeros(())
@@ -71,20 +74,21 @@ class Kronecker(Curvature):
         right = factors["A"]
         if self.shape[0] == 1:
             left, right = None, factors["S"] * right
-        variance = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
-        parts = partial(separable.one, tuple(variance.shape), variance)
-        return KroneckerBasisInverse(variance, left, right, log_basis, parts), failures
+        return self._of_bases(left, right, log_basis), failures
 
     def _invert_of_one_output(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
-        """By Cholesky, at a third of an eigendecomposition's cost; in float64, as nothing bounds small eigenvalues."""
+        """By Cholesky in float64, at a third of an eigendecomposition's cost."""
         product = prepared["S"].double() * prepared["A"].double()
         eye = torch.eye(self.shape[1], dtype=product.dtype, device=product.device)
-        cholesky, failures = linalg.cholesky(product + damping * eye)
+        cholesky, failed = linalg.cholesky(product + damping * eye)
         right = linalg.without_denormals(linalg.inverse_of_triangular(cholesky).mT, damping.dtype)
         log_basis = -linalg.log_determinant(cholesky).to(damping.dtype) / 2
-        variance = torch.ones(*self.batch_shape, *self.shape, dtype=damping.dtype, device=damping.device)
-        parts = partial(separable.one, tuple(variance.shape), variance)
-        return KroneckerBasisInverse(variance, None, right, log_basis, parts), failures
+        return self._of_bases(None, right, log_basis), failed
+
+    def _of_bases(self, left: Tensor | None, right: Tensor, log_basis: Tensor) -> KroneckerBasisInverse:
+        """``L L^T (x) R R^T``."""
+        ones = torch.ones(*self.batch_shape, *self.shape, dtype=right.dtype, device=right.device)
+        return KroneckerBasisInverse(ones, left, right, log_basis, partial(separable.one, tuple(ones.shape), ones))
 
     def _dense(self, snapshot: dict[str, Tensor]) -> Tensor:
         return kronecker_product(snapshot["S"], snapshot["A"])
@@ -98,6 +102,20 @@ class Kronecker(Curvature):
             return super().to_dense()
         damped = factored_damping(self.snapshot["S"], self.snapshot["A"], self._damping)
         return kronecker_product(damped["S"][0], damped["A"][0])
+
+
+def _exceeds_rounding(damping: Tensor, factors: dict[str, Tensor]) -> bool:
+    """Whether gamma is so much larger than rounding of S (x) A for one output that no eigenvalue of it matters."""
+    trace = factors["S"][..., 0, 0].double() * factors["A"].diagonal(dim1=-2, dim2=-1).double().sum(-1)
+    return bool((damping[..., 0, 0] > _ROUNDINGS * torch.finfo(factors["A"].dtype).eps * trace).all())
+
+
+def _invert_exactly(basis: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
+    """(S (x) A + gamma I)^-1 in the eigenbasis of the factors, whose eigenvalues are never negative."""
+    of_outputs, of_inputs = basis["S.values"], basis["A.values"]
+    eigenvalues = of_outputs.unsqueeze(-1) * of_inputs.unsqueeze(-2)
+    parts = partial(separable.reciprocal, of_outputs, of_inputs, damping)
+    return invert_in_eigenbasis(basis, eigenvalues, damping, parts)
 
 
 def checked_damping_form(value: DampingForm) -> DampingForm:
