@@ -55,13 +55,12 @@ class Kronecker(Curvature):
     def _invert(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         if self.damping_form == "factored":
             return self._invert_factored(prepared, damping)
-        if self.shape[0] > 1:
-            return _invert_exactly(prepared, damping)
-        if _exceeds_rounding(damping, prepared):
+        if self.shape[0] == 1:
             return self._invert_of_one_output(prepared, damping)
-        basis, failed = eigenbasis(prepared)
-        inverse, not_inverted = _invert_exactly(basis, damping)
-        return inverse, failed | not_inverted
+        of_outputs, of_inputs = prepared["S.values"], prepared["A.values"]
+        eigenvalues = of_outputs.unsqueeze(-1) * of_inputs.unsqueeze(-2)
+        parts = partial(separable.reciprocal, of_outputs, of_inputs, damping)
+        return invert_in_eigenbasis(prepared, eigenvalues, damping, parts)
 
     def _invert_factored(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         factors, failures, log_basis = {}, self._nothing_failed(), torch.zeros(())
@@ -77,7 +76,13 @@ class Kronecker(Curvature):
         return self._of_bases(left, right, log_basis), failures
 
     def _invert_of_one_output(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
-        """By Cholesky in float64, at a third of an eigendecomposition's cost."""
+        """By Cholesky in float64, at a third of an eigendecomposition's cost; the form is the same either way."""
+        if not _exceeds_rounding(damping, prepared):
+            values, vectors, failed = linalg.eigh(prepared["A"])  # never negative, as rounding might make them
+            eigenvalues = prepared["S"][..., 0] * values
+            variance, not_inverted = positive_or_one((eigenvalues.unsqueeze(-2) + damping).reciprocal_())
+            root = variance.sqrt()
+            return self._of_bases(None, vectors * root, root.log().sum((-2, -1))), failed | not_inverted
         product = prepared["S"].double() * prepared["A"].double()
         eye = torch.eye(self.shape[1], dtype=product.dtype, device=product.device)
         cholesky, failed = linalg.cholesky(product + damping * eye)
@@ -108,14 +113,6 @@ def _exceeds_rounding(damping: Tensor, factors: dict[str, Tensor]) -> bool:
     """Whether gamma is so much larger than rounding of S (x) A for one output that no eigenvalue of it matters."""
     trace = factors["S"][..., 0, 0].double() * factors["A"].diagonal(dim1=-2, dim2=-1).double().sum(-1)
     return bool((damping[..., 0, 0] > _ROUNDINGS * torch.finfo(factors["A"].dtype).eps * trace).all())
-
-
-def _invert_exactly(basis: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
-    """(S (x) A + gamma I)^-1 in the eigenbasis of the factors, whose eigenvalues are never negative."""
-    of_outputs, of_inputs = basis["S.values"], basis["A.values"]
-    eigenvalues = of_outputs.unsqueeze(-1) * of_inputs.unsqueeze(-2)
-    parts = partial(separable.reciprocal, of_outputs, of_inputs, damping)
-    return invert_in_eigenbasis(basis, eigenvalues, damping, parts)
 
 
 def checked_damping_form(value: DampingForm) -> DampingForm:
