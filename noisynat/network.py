@@ -380,7 +380,7 @@ class VariationalNetwork(nn.Module):
     def accumulate(self, statistics: passes.Statistics) -> None:
         """Give a batch's statistics, if there are any, to the posteriors."""
         if statistics:
-            passes.feed(self.posteriors, self.layers, statistics)
+            passes.feed(self.posteriors, statistics)
 
     # --- evaluation -------------------------------------------------------------------------------
 

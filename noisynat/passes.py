@@ -83,12 +83,12 @@ def statistics_of_pass(
     return _joined(layers, records, fisher.layer_gradients(f, [use.outputs for use in uses], columns), first)
 
 
-def feed(posteriors: Sequence[Posterior], layers: Sequence[VariationalLayer], statistics: Statistics) -> None:
-    """Give the statistics of ``layers`` to their posteriors."""
-    position = {id(layer): i for i, layer in enumerate(layers)}
+def feed(posteriors: Sequence[Posterior], statistics: Statistics) -> None:
+    """Give statistics, of one posterior's layers after the other's, to the posteriors."""
+    rest = iter(statistics)
     for posterior in posteriors:
         assert isinstance(posterior, NaturalPosterior)
-        chosen = [statistics[position[id(layer)]] for layer in posterior.layers]
+        chosen = [next(rest) for _ in posterior.layers]
         posterior.accumulate([a for a, _ in chosen], [g for _, g in chosen])
 
 

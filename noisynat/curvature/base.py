@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from noisynat import linalg
+from noisynat.compiling import is_compiling
 from noisynat.curvature.inverse import DampedInverse
 from noisynat.curvature.statistics import MovingAverage
 from noisynat.curvature.step import Step
@@ -97,13 +98,21 @@ class Curvature(ABC):
 
     # --- statistics -------------------------------------------------------------------------------
 
-    def commit(self, decay: float) -> None:
-        """Blend all that was accumulated, as one batch, into the averages: C <- decay C + (1 - decay) C_batch."""
+    @property
+    def is_small(self) -> bool:
+        """Whether :meth:`commit` gains from being part of a compiled step."""
+        return all(average.is_small for average in self.averages.values())
+
+    def commit(self, decay: float | Tensor) -> None:
+        """Blend all that was accumulated, as one batch, into the averages: C <- decay C + (1 - decay) C_batch.
+
+        The decay is a tensor () where code is compiled.
+        """
         if not self.has_pending:
             return
         bounds = sum(average.pending_bound() for average in self.averages.values())
         assert isinstance(bounds, Tensor)
-        if math.isfinite(bounds.sum().item()):
+        if not is_compiling() and math.isfinite(bounds.sum().item()):
             finite = None
         else:
             finite = torch.isfinite(bounds).expand(self.batch_shape)

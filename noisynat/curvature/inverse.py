@@ -127,11 +127,11 @@ class KroneckerBasisInverse:
     make_parts: Callable[[], tuple[Tensor, Tensor]] | None = None
     parts_vary: bool = False
     supports_output_noise: bool = field(default=True, init=False)
-    _of_one_output: Tensor | None = field(default=None, init=False)
+    of_one_output: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.shape[0] == 1 and self.right is not None:
-            object.__setattr__(self, "_of_one_output", (self.right * self.variance) @ self.right.mT)
+            object.__setattr__(self, "of_one_output", (self.right * self.variance) @ self.right.mT)
 
     @cached_property
     def parts(self) -> tuple[Tensor, Tensor] | None:
@@ -207,7 +207,7 @@ class KroneckerBasisInverse:
 
     def covary(self, a: Tensor) -> Tensor:
         """``R diag(v) R^T a`` for rows a (*batch, rows, in), where there is one output."""
-        return a * self.variance if self._of_one_output is None else a @ self._of_one_output
+        return a * self.variance if self.of_one_output is None else a @ self.of_one_output
 
     def local_noise(self, a: Tensor, normal: Tensor) -> Tensor:
         variance = self.rotate_inputs(a).square() @ self.variance.mT

@@ -19,7 +19,7 @@ from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, kro
 from noisynat.curvature.statistics import MovingAverage
 
 DampingForm = Literal["exact", "factored"]
-_ROUNDINGS = 16  # of a trace, by which a damping has to exceed it
+_ROUNDINGS = 4  # of a trace, that the eigenvalues of what is inverted exceed
 _MOST_UNEQUAL = 1e9  # of a pair of dampings, their square roots' ratio, so that neither underflows
 
 
@@ -28,7 +28,7 @@ class Kronecker(Curvature):
 
     Args:
         damping_form: ``"exact"`` inverts S (x) A + gamma I in the eigenbasis of the factors (for one output by
-            Cholesky, unless gamma is so small that the statistics' rounding would matter);
+            Cholesky, unless eigenvalues are so small that the statistics' rounding would matter);
             ``"factored"`` inverts (S + sqrt(gamma)/pi I) (x) (A + pi sqrt(gamma) I), a true matrix normal
             with pi^2 = (tr A / dim A) / (tr S / dim S), by Cholesky (Martens and Grosse 2015, section 6.3).
             Factored damping exceeds gamma I, and so narrows the posterior.
@@ -77,18 +77,19 @@ class Kronecker(Curvature):
 
     def _invert_of_one_output(self, prepared: dict[str, Tensor], damping: Tensor) -> tuple[DampedInverse, Tensor]:
         """By Cholesky in float64, at a third of an eigendecomposition's cost; the form is the same either way."""
-        if not _exceeds_rounding(damping, prepared):
-            values, vectors, failed = linalg.eigh(prepared["A"])  # never negative, as rounding might make them
-            eigenvalues = prepared["S"][..., 0] * values
-            variance, not_inverted = positive_or_one((eigenvalues.unsqueeze(-2) + damping).reciprocal_())
-            root = variance.sqrt()
-            return self._of_bases(None, vectors * root, root.log().sum((-2, -1))), failed | not_inverted
         product = prepared["S"].double() * prepared["A"].double()
         eye = torch.eye(self.shape[1], dtype=product.dtype, device=product.device)
         cholesky, failed = linalg.cholesky(product + damping * eye)
         right = linalg.without_denormals(linalg.inverse_of_triangular(cholesky).mT, damping.dtype)
-        log_basis = -linalg.log_determinant(cholesky).to(damping.dtype) / 2
-        return self._of_bases(None, right, log_basis), failed
+        inverse = self._of_bases(None, right, -linalg.log_determinant(cholesky).to(damping.dtype) / 2)
+        assert inverse.of_one_output is not None
+        if _exceed_rounding(product, inverse.of_one_output, damping.dtype):
+            return inverse, failed
+        values, vectors, failed = linalg.eigh(prepared["A"])  # never negative, as rounding might make them
+        eigenvalues = prepared["S"][..., 0] * values
+        variance, not_inverted = positive_or_one((eigenvalues.unsqueeze(-2) + damping).reciprocal_())
+        root = variance.sqrt()
+        return self._of_bases(None, vectors * root, root.log().sum((-2, -1))), failed | not_inverted
 
     def _of_bases(self, left: Tensor | None, right: Tensor, log_basis: Tensor) -> KroneckerBasisInverse:
         """``L L^T (x) R R^T``."""
@@ -109,10 +110,11 @@ class Kronecker(Curvature):
         return kronecker_product(damped["S"][0], damped["A"][0])
 
 
-def _exceeds_rounding(damping: Tensor, factors: dict[str, Tensor]) -> bool:
-    """Whether gamma is so much larger than rounding of S (x) A for one output that no eigenvalue of it matters."""
-    trace = factors["S"][..., 0, 0].double() * factors["A"].diagonal(dim1=-2, dim2=-1).double().sum(-1)
-    return bool((damping[..., 0, 0] > _ROUNDINGS * torch.finfo(factors["A"].dtype).eps * trace).all())
+def _exceed_rounding(matrix: Tensor, damped_inverse: Tensor, dtype: torch.dtype) -> bool:
+    """Whether eigenvalues of damped matrices are much larger than what rounding in ``dtype`` may have done to them."""
+    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+    largest = torch.linalg.vector_norm(damped_inverse, dim=(-2, -1))  # eigenvalue of the inverse, at most
+    return bool((_ROUNDINGS * torch.finfo(dtype).eps * trace * largest < 1).all())
 
 
 def checked_damping_form(value: DampingForm) -> DampingForm:

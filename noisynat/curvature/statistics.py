@@ -57,8 +57,13 @@ class MovingAverage:
             bound = bound + norm * other
         return bound
 
-    def commit(self, decay: float, finite: Tensor | None) -> None:
-        """Blend the pooled batch in with weight ``1 - decay``.
+    @property
+    def is_small(self) -> bool:
+        """Whether a batch's products are short work, which gains from being part of a compiled step."""
+        return min(self.value.shape[-2:]) < _LARGE
+
+    def commit(self, decay: float | Tensor, finite: Tensor | None) -> None:
+        """Blend the pooled batch in with weight ``1 - decay``, a tensor () where code is compiled.
 
         Elements outside the mask ``finite`` (*batch,), if there is one, stay as they are.
         """
@@ -73,18 +78,20 @@ class MovingAverage:
             self.weight = torch.where(finite, decay * self.weight + (1 - decay), self.weight)
         self._pending.clear()
 
-    def _blend(self, value: Tensor, decay: float, total: float, finite: Tensor | None) -> None:
+    def _blend(self, value: Tensor, decay: float | Tensor, total: float, finite: Tensor | None) -> None:
         """``value <- decay value + (1 - decay) pooled batch``, in place.
 
         By one fused product, except for small matrices in single precision: their products are added row by row, and
         terms of size (1 - decay) / count would drown in the rounding of the average.
         """
         flat, keep = value.view(-1, *value.shape[-2:]), decay
+        weight = (1 - decay) / total
         for left, right, _ in self._pending:
             left_rows = self._rows(left, finite)
             right_rows = left_rows if right is left else self._rows(right, finite)
-            weight = (1 - decay) / total
-            if len(flat) == 1 and min(value.shape[-2:]) >= _LARGE:
+            if isinstance(keep, Tensor) or isinstance(weight, Tensor):
+                flat.mul_(keep).add_(left_rows.mT @ right_rows * weight)
+            elif len(flat) == 1 and min(value.shape[-2:]) >= _LARGE:
                 flat[0].addmm_(left_rows[0].mT, right_rows[0], beta=keep, alpha=weight)
             elif value.dtype == torch.float64:
                 flat.baddbmm_(left_rows.mT, right_rows, beta=keep, alpha=weight)

@@ -5,28 +5,24 @@ In small networks most of a step is the calling of operations, one by one; compi
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from noisynat import border
-from noisynat.network import Outcome, VariationalNetwork
+from noisynat.network import VariationalNetwork
+from noisynat.optim.guards import may_change
 from noisynat.optim.moves import MeanMove, Pace, PointMove, move_means, move_point_estimates
 from noisynat.optim.noisy import NoisyNaturalGradient
+from noisynat.passes import Statistics
 from noisynat.precision import is_reduced, passes_in
 from noisynat.random import Call
 
-if TYPE_CHECKING:
-    from torch._dynamo.types import GuardFilterEntry
-
 _OFTEN = 10  # times that a kind of step has come
-_OF_CODE = ("BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "DUPLICATE_INPUT", "MODULE_MATCH")
-_OF_LIBRARIES = re.compile(r"G\['(?!__import_)|G\['__import_(noisynat|torch|inspect|contextlib)(_dot_|'])")
 _LIMIT = 64  # of compiled kinds of networks and batches, in all of the process
 Backend = str | Callable[..., Any]
 
@@ -93,14 +89,14 @@ class CompiledStep:
             fullgraph=True,
             dynamic=False,
             backend=backend,
-            options={"guard_filter_fn": _may_change},
+            options={"guard_filter_fn": may_change},
         )
         self._plans: dict[_Kind, _Plan] = {}
         self._last: dict[bool, _Kind] = {}  # of the steps that feed the curvature, and of the others
         self._seen: Counter[_Kind] = Counter()
         self._ready: set[_Kind] = set()
         self._refused: set[_Kind] = set()
-        self._paces: tuple[list[Pace], list[Pace]] = [], []  # in numbers, and with tensors
+        self._numbers = _Numbers()
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Take a step.
@@ -142,11 +138,13 @@ class CompiledStep:
             parameter.grad = None
         self.optimizer.forget()
         self.optimizer.prepare(x.shape[len(network.replicas)])
-        numbers = network.training_stream.repeat(plan.calls)
-        paces = self._with_tensors(self.optimizer.next_paces())
-        means, points = self.optimizer.mean_moves(paces), self.optimizer.point_moves(paces)
-        loss, outcome = self._run(kind, network, x, y, numbers, means, points, self.optimizer.kl_clip, kind.precision)
-        network.accumulate(outcome.statistics)
+        random_numbers = network.training_stream.repeat(plan.calls)
+        paces, decays = self._with_tensors(self.optimizer.next_paces(), kind.feeds)
+        means, points = self.optimizer.mean_moves(paces, decays), self.optimizer.point_moves(paces)
+        loss, statistics = self._run(
+            kind, network, x, y, random_numbers, means, points, self.optimizer.kl_clip, kind.precision
+        )
+        network.accumulate(statistics)
         self.optimizer.finish_step()
         return loss
 
@@ -161,47 +159,58 @@ class CompiledStep:
         self._plans[kind] = _Plan(torch.zeros_like(outcome.f[..., :1, :1]).expand_as(outcome.f), calls)
         return loss.detach()
 
-    def _run(self, kind: _Kind, *arguments: Any) -> tuple[Tensor, Outcome]:
+    def _run(self, kind: _Kind, *arguments: Any) -> tuple[Tensor, Statistics]:
         from torch._dynamo import config
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+        failures = (FailOnRecompileLimitHit, TorchDynamoException)
         if kind in self._ready:
             try:
                 return self._compiled(*arguments)
-            except TorchDynamoException:  # something has changed, and compiling anew takes the setting below
+            except failures:  # something has changed, and compiling anew takes the setting below
                 pass
         try:
             with config.patch(trace_autograd_ops=True, recompile_limit=_LIMIT), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's compiler, at itself
-                result: tuple[Tensor, Outcome] = self._compiled(*arguments)
-        except TorchDynamoException as error:
+                result: tuple[Tensor, Statistics] = self._compiled(*arguments)
+        except failures as error:
             warnings.warn(f"this step is not compiled, but runs as usual: {error}", stacklevel=3)
             self._refused.add(kind)
             return _pass_and_move(*arguments)
         self._ready.add(kind)
         return result
 
-    def _with_tensors(self, paces: list[Pace]) -> list[Pace]:
-        """With tensors for what changes between steps: every new number would mean compiling anew."""
-        if self._paces[0] != paces:
-            mean = self.network.layers[0].mean
-            numbers = torch.tensor([pace[:-1] for pace in paces], dtype=mean.dtype, device=mean.device)
-            self._paces = (
-                paces,
-                [Pace._make([*row.unbind(), pace.damping]) for row, pace in zip(numbers.unbind(), paces, strict=True)],
-            )
-        return self._paces[1]
+    def _with_tensors(self, paces: Sequence[Pace], feeds: bool) -> tuple[list[Pace], Sequence[Tensor]]:
+        """With tensors for what changes between steps, and the decays of averages that the step itself blends."""
+        decays = self.optimizer.decays() if feeds and self._blends else []
+        changing = [float(number) for pace in paces for number in pace[:-1]]
+        tensors = self._numbers.tensors(changing + decays, self.network.layers[0].mean)
+        size = len(changing) // len(paces)
+        rows = [tensors[start : start + size] for start in range(0, len(changing), size)]
+        with_tensors = [Pace._make([*row, pace.damping]) for row, pace in zip(rows, paces, strict=True)]
+        return with_tensors, tensors[len(changing) :]
+
+    @property
+    def _blends(self) -> bool:
+        """Whether the curvature's averages take in a batch inside of the compiled function: where they are small."""
+        moved = self.optimizer.posteriors
+        return len(moved) == len(self.network.posteriors) and all(p.curvature.is_small for p in moved)
 
 
-def _may_change(guards: Sequence[GuardFilterEntry]) -> list[bool]:
-    """Which of the things that compiled code depends on are looked at before every step.
+class _Numbers:
+    """Numbers in tensors, as every new number would mean compiling anew; always the same tensors, which are changed."""
 
-    All but functions, classes and modules of this library, of PyTorch and of Python, which nobody exchanges: they are a
-    third of all, and looking takes a good part of a small network's step.
-    """
-    return [
-        not (guard.is_global and guard.guard_type in _OF_CODE and _OF_LIBRARIES.match(guard.name)) for guard in guards
-    ]
+    def __init__(self) -> None:
+        self._all, self._each = torch.empty(0), list[Tensor]()
+
+    def tensors(self, numbers: Sequence[float], like: Tensor) -> list[Tensor]:
+        """One tensor () for each of ``numbers``, of ``like``'s dtype and device."""
+        new = torch.tensor(numbers, dtype=like.dtype)
+        if len(self._all) != len(numbers) or self._all.dtype != like.dtype or self._all.device != like.device:
+            self._all = torch.empty_like(new, device=like.device)
+            self._each = list(self._all.unbind())
+        self._all.copy_(new)
+        return self._each
 
 
 def _pass_and_move(
@@ -213,8 +222,12 @@ def _pass_and_move(
     points: Sequence[PointMove],
     kl_clip: float | None,
     precision: torch.dtype | None,
-) -> tuple[Tensor, Outcome]:
-    """What is compiled: all of a step but random numbers, averages of statistics and factorizations."""
+) -> tuple[Tensor, Statistics]:
+    """What is compiled: all of a step but random numbers, large averages of statistics and factorizations.
+
+    Returns:
+        The loss (*replicas,), and statistics that are still to be taken in.
+    """
     with network.training_stream.given(numbers), passes_in(precision, x.device):
         loss, outcome = network.training_pass(x, y)
     loss.sum().backward()
@@ -223,9 +236,16 @@ def _pass_and_move(
         move_point_estimates(points)
         network.likelihood.observe(outcome.f, outcome.y)
         network.likelihood.natural_step()
+        statistics = outcome.statistics
+        if statistics and means[0].decay is not None:
+            network.accumulate(statistics)
+            statistics = []
+            for move in means:
+                assert move.decay is not None
+                move.posterior.curvature.commit(move.decay)
     for move in means:
         for layer in move.posterior.layers:
             layer.mean.grad = None
     for point in points:
         point.parameter.grad = None
-    return loss.detach(), outcome
+    return loss.detach(), statistics

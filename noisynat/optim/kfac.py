@@ -180,14 +180,14 @@ class KFAC(NaturalGradient):
         return [*self.network.parameters(), *self.network.point_estimates()]
 
     def _gather(self) -> None:
-        for posterior in self._posteriors:
+        for posterior in self.posteriors:
             (layer,) = posterior.layers
             module = self.network.module_of(layer)
             layer.mean.copy_(layer.mean_of(*_values(module)))
             layer.mean.grad = layer.joined(*_gradients(module))
 
     def _scatter(self) -> None:
-        for posterior in self._posteriors:
+        for posterior in self.posteriors:
             (layer,) = posterior.layers
             module = self.network.module_of(layer)
             for parameter, value in zip(_parameters(module), layer.weights_of(layer.mean), strict=True):
@@ -322,4 +322,4 @@ class _Mirror:
         f.register_hook(partial(self._feed, statistics))  # only a batch that is back-propagated counts
 
     def _feed(self, statistics: passes.Statistics, _: Tensor) -> None:
-        passes.feed(self.posteriors, self.layers, statistics)
+        passes.feed(self.posteriors, statistics)

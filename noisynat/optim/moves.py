@@ -39,6 +39,8 @@ class MeanMove(NamedTuple):
     precisions: Tensor
     """gamma of each layer, (layers, *replicas, 1, 1)."""
     paces: Sequence[Pace]
+    decay: float | Tensor | None = None
+    """What the batch's statistics leave of the curvature's averages, if they are blended in with the move."""
 
 
 class PointMove(NamedTuple):
@@ -53,7 +55,7 @@ class PointMove(NamedTuple):
 def move_means(moves: Sequence[MeanMove], kl_clip: float | None) -> None:
     """Move means along their gradients by natural gradient, together not beyond the trust region."""
     taken, changes = [], []
-    for posterior, momenta, precisions, paces in moves:
+    for posterior, momenta, precisions, paces, _ in moves:
         first = paces[0]
         for layer, momentum, precision in zip(posterior.layers, momenta, precisions, strict=True):
             momentum.lerp_(_gradient_of(layer.mean), 1 - first.beta1)

@@ -13,6 +13,7 @@ and C's structure says which method it is. Parameters without a curvature are mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any, Protocol, TypeVar, overload
 
 import torch
@@ -151,17 +152,17 @@ class NaturalGradient(Optimizer):
             paces.append(Pace(group["lr"], unbiased, unbiased_square, beta1, beta2, group["damping"]))
         return paces
 
-    def mean_moves(self, paces: Sequence[Pace]) -> list[MeanMove]:
-        """What moves the means, from the groups' paces."""
+    def mean_moves(self, paces: Sequence[Pace], decays: Sequence[Tensor] = ()) -> list[MeanMove]:
+        """What moves the means, from the groups' paces, and the curvature if there are decays, one per posterior."""
         number, moves = self._groups, []
-        for posterior in self._posteriors:
+        for posterior, decay in zip_longest(self.posteriors, decays):
             owners = [self._owner(layer) for layer in posterior.layers]
             momenta = [
                 self._state_of(owner, "momentum", like=layer.mean)[0]
                 for owner, layer in zip(owners, posterior.layers, strict=True)
             ]
             own = [paces[number[id(owner)]] for owner in owners]
-            moves.append(MeanMove(posterior, momenta, posterior.prior_precisions(), own))
+            moves.append(MeanMove(posterior, momenta, posterior.prior_precisions(), own, decay))
         return moves
 
     def point_moves(self, paces: Sequence[Pace]) -> list[PointMove]:
@@ -172,9 +173,16 @@ class NaturalGradient(Optimizer):
             moves.append(PointMove(parameter, momentum, square, paces[self._groups[id(parameter)]]))
         return moves
 
+    def decays(self) -> list[float]:
+        """What a step that feeds the curvature leaves of the averages, per posterior: a batch counts for the steps that
+        it stands for.
+        """
+        passed = self.statistics_interval.at(self.steps - 1) if self._by_step else 1
+        return [self._group_of(posterior)["betas"][1] ** passed for posterior in self.posteriors]
+
     def prepare(self, examples: int) -> None:
         """Make ready what a compiled step of a batch of so many examples uses."""
-        for posterior in self._posteriors:
+        for posterior in self.posteriors:
             posterior.prepare_step(self._group_of(posterior)["damping"], examples)
 
     def finish_step(self) -> None:
@@ -191,20 +199,19 @@ class NaturalGradient(Optimizer):
     def forget(self) -> None:
         """Forget statistics of losses that were back-propagated since the last step."""
         self.network.likelihood.forget()
-        for posterior in self._posteriors:
+        for posterior in self.posteriors:
             posterior.curvature.discard()
 
     def _renew_curvature(self, step: int) -> None:
         self._update_curvature()
         if self.refresh_interval.is_due(step):
-            for posterior in self._posteriors:
+            for posterior in self.posteriors:
                 posterior.refresh()
 
     def _update_curvature(self) -> None:
         if self.network.statistics_due:
-            passed = self.statistics_interval.at(self.steps - 1) if self._by_step else 1
-            for posterior in self._posteriors:
-                posterior.curvature.commit(self._group_of(posterior)["betas"][1] ** passed)
+            for posterior, decay in zip(self.posteriors, self.decays(), strict=True):
+                posterior.curvature.commit(decay)
 
     def _state_of(self, parameter: nn.Parameter, *names: str, like: Tensor | None = None) -> list[Tensor]:
         """Averages of a parameter, zero at first."""
@@ -249,7 +256,7 @@ class NaturalGradient(Optimizer):
         return self.refresh_interval.steps
 
     @property
-    def _posteriors(self) -> list[NaturalPosterior]:
+    def posteriors(self) -> list[NaturalPosterior]:
         """Those whose means this optimizer moves."""
         return self._members()[1]
 
@@ -299,7 +306,7 @@ class NaturalGradient(Optimizer):
     def _check_ready(self) -> None:
         if all(parameter.grad is None for parameter in self.parameters):
             raise RuntimeError("step() found no gradients; call loss = network.loss(x, y) and loss.backward() first")
-        if self.network.statistics_due and not all(p.curvature.has_pending for p in self._posteriors):
+        if self.network.statistics_due and not all(p.curvature.has_pending for p in self.posteriors):
             raise RuntimeError(
                 "step() found no curvature statistics; back-propagate the result of network.loss(x, y), which records "
                 "them, rather than a loss of your own"
