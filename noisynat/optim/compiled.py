@@ -84,12 +84,15 @@ class CompiledStep:
         self.optimizer, self.network = optimizer, optimizer.network
         for posterior in self.network.posteriors:
             posterior.keep_shapes()
+        options: dict[str, Any] = {"guard_filter_fn": may_change}
+        if backend == "inductor":
+            options["size_asserts"] = False  # which ask again what shapes tensors have
         self._compiled = torch.compile(
             _pass_and_move,
             fullgraph=True,
             dynamic=False,
             backend=backend,
-            options={"guard_filter_fn": may_change},
+            options=options,
         )
         self._plans: dict[_Kind, _Plan] = {}
         self._last: dict[bool, _Kind] = {}  # of the steps that feed the curvature, and of the others
@@ -201,16 +204,17 @@ class _Numbers:
     """Numbers in tensors, as every new number would mean compiling anew; always the same tensors, which are changed."""
 
     def __init__(self) -> None:
-        self._all, self._each = torch.empty(0), list[Tensor]()
+        self._made: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, list[Tensor]]] = {}
 
     def tensors(self, numbers: Sequence[float], like: Tensor) -> list[Tensor]:
         """One tensor () for each of ``numbers``, of ``like``'s dtype and device."""
-        new = torch.tensor(numbers, dtype=like.dtype)
-        if len(self._all) != len(numbers) or self._all.dtype != like.dtype or self._all.device != like.device:
-            self._all = torch.empty_like(new, device=like.device)
-            self._each = list(self._all.unbind())
-        self._all.copy_(new)
-        return self._each
+        new, sort = torch.tensor(numbers, dtype=like.dtype), (len(numbers), like.dtype, like.device)
+        if sort not in self._made:
+            together = torch.empty_like(new, device=like.device)
+            self._made[sort] = together, list(together.unbind())
+        together, each = self._made[sort]
+        together.copy_(new)
+        return each
 
 
 def _pass_and_move(

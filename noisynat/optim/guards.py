@@ -2,7 +2,7 @@
 
 ``torch.compile`` asks hundreds of questions before it uses compiled code again, which takes a good part of a small
 network's step. Left out are those about what nobody exchanges: functions and classes of this library, of PyTorch and of
-Python, constants of this library, and whether an object of it hides a method of its class.
+Python, constants of this library, and whether an object of it hides a method of its class; and what is asked twice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _OF_LIBRARIES = re.compile(
     r"(dict\()?G\['(?!__import_)|(dict\()?G\['__import_(noisynat|torch|inspect|contextlib)(_dot_|'])"
 )
 _OF_THIS_LIBRARY = re.compile(r"(dict\()?G\['__import_noisynat(_dot_|'])")
+_TOLD_BY_NAME = ("CONSTANT_MATCH", "EQUALS_MATCH", "TYPE_MATCH")  # whose answer is the value, or its class
 _DEFAULTS = re.compile(r"\.__(kw)?defaults__")
 _OF_A_CLASS = re.compile(r"dict\(type\((.+?)\)\.(__dict__|__mro__)")
 
@@ -26,7 +27,13 @@ _OF_A_CLASS = re.compile(r"dict\(type\((.+?)\)\.(__dict__|__mro__)")
 def may_change(guards: Sequence[GuardFilterEntry]) -> list[bool]:
     """For each question whether it has to be asked, as ``guard_filter_fn`` of ``torch.compile``."""
     classes = {guard.name: type(guard.value) for guard in guards if guard.has_value}
-    return [not _is_fixed(guard, classes) for guard in guards]
+    asked, answers = set[tuple[str, str]](), []
+    for guard in guards:
+        question = guard.name, guard.guard_type
+        again = guard.guard_type in _TOLD_BY_NAME and question in asked
+        answers.append(not (again or _is_fixed(guard, classes)))
+        asked.add(question)
+    return answers
 
 
 def _is_fixed(guard: GuardFilterEntry, classes: Mapping[str, type]) -> bool:

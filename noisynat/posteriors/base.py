@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from noisynat.compiling import is_compiling
 from noisynat.curvature.inverse import DampedInverse, KroneckerBasisInverse, OutputNoise
 from noisynat.posteriors import noise
 from noisynat.posteriors.draws import Draw
@@ -51,6 +52,7 @@ class Posterior(nn.Module, ABC):
         self._kl_weight = kl_weight
         self.noise_mode = noise_mode
         self.same_shapes = False  # whether random numbers must have the same shapes in every step
+        self._fused_root: KroneckerBasisInverse | None = None  # of compiled steps
         self.batch_shape = self._layers[0].batch_shape
         variances = [
             prior.initial_variance(layer.fan_in, self.batch_shape)
@@ -172,6 +174,8 @@ class Posterior(nn.Module, ABC):
 
     def fused_root(self, examples: int, reused: bool) -> KroneckerBasisInverse | None:
         """A root of Sigma up to :attr:`noise_scale`, if a layer without locations has local noise of constants only."""
+        if is_compiling():
+            return self._fused_root  # as found before: looking again in every step takes time
         root = self._root
         if not isinstance(root, KroneckerBasisInverse) or root.variance.requires_grad:
             return None

@@ -176,6 +176,7 @@ class NaturalPosterior(Posterior):
         inverse, scale = self.curvature.inverse, math.sqrt(self._kl_weight / self._num_data)
         if self._ready_for[0] is not inverse or self._ready_for[1] != examples:
             self.noise_mode_in(examples)
+            self._fused_root = self.fused_root(examples, any(layer.reused for layer in self.layers))
             self._ready_for = inverse, examples
         if self._tensor_scale[0] != scale:
             mean = self.layers[0].mean

@@ -232,6 +232,26 @@ def test_functions_of_the_users_own_are_followed(function: Any, monkeypatch: pyt
     assert not step._refused
 
 
+class Scaled(noisynat.StudentTLikelihood):
+    """Has a number that belongs to the class."""
+
+    factor = 1.0
+
+    def log_prob(self, f: Tensor, y: Tensor) -> Tensor:
+        return super().log_prob(f, y) * self.factor
+
+
+def test_a_class_of_the_users_own_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIKELIHOODS, "scaled", Scaled)
+    (bnn, optimizer), (_, other_optimizer) = make("scaled"), make("scaled")
+    step = noisynat.CompiledStep(other_optimizer, backend="eager")
+    for number, (x, y) in enumerate(batches("scaled", None, 16)):
+        if number == 8:
+            monkeypatch.setattr(Scaled, "factor", 0.5)
+        torch.testing.assert_close(step(x, y), usual(bnn, optimizer, x, y), rtol=1e-8, atol=1e-8)
+    assert not step._refused
+
+
 def test_ways_of_stepping_can_be_mixed() -> None:
     (bnn, optimizer), (other, other_optimizer) = make(), make()
     step = noisynat.CompiledStep(other_optimizer, backend="eager")
@@ -281,6 +301,39 @@ def test_gradients_left_over_do_not_count() -> None:
         for layer in other.layers:
             layer.mean.grad = torch.full_like(layer.mean, 100.0)
         torch.testing.assert_close(step(x, y), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_what_changes_is_compiled_anew_beyond_pytorchs_own_limit() -> None:
+    """PyTorch gives up after eight versions of a function, and raises an error of another kind then."""
+    (bnn, optimizer), (other, other_optimizer) = make(), make()
+    step = noisynat.CompiledStep(other_optimizer, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for number, (x, y) in enumerate(batches("gamma", None, 12)):
+            for network in (bnn, other):
+                network.likelihood.step_size = 0.1 / (1 + number // 4)  # type: ignore[assignment]
+            torch.testing.assert_close(step(x, y), usual(bnn, optimizer, x, y), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(other.likelihood.residual, bnn.likelihood.residual)
+    assert not step._refused
+
+
+def test_statistics_that_are_not_finite_are_skipped_where_they_are() -> None:
+    """Activations of one replica overflow when they are squared; the other one's averages go on."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+    (bnn, optimizer), (other, other_optimizer) = make(net=net, replicas=2), make(net=net, replicas=2)
+    step = noisynat.CompiledStep(other_optimizer, backend="eager")
+    curvature, expected = (network.posteriors[1].curvature for network in (other, bnn))  # type: ignore[attr-defined]
+    for number, (x, y) in enumerate(batches("gamma", 2, 8)):
+        if number == 7:
+            for network in (bnn, other):
+                with torch.no_grad():
+                    network.layers[0].mean[1] = 1e200
+        before = curvature.averages["A"].value.clone()
+        step(x, y)
+        usual(bnn, optimizer, x, y)
+        torch.testing.assert_close(curvature.averages["A"].value, expected.averages["A"].value)
+    assert any(kind.feeds for kind in step._ready)
+    assert curvature.skipped.tolist() == expected.skipped.tolist() == [0, 1]
+    assert [torch.equal(*pair) for pair in zip(curvature.averages["A"].value, before, strict=True)] == [False, True]
 
 
 class Peeking(noisynat.StudentTLikelihood):
