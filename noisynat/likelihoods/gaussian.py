@@ -210,7 +210,7 @@ class GaussianLikelihood(Likelihood):
         first, *others = (mean * (count / examples) for mean, count in self._observed)
         moved = self.residual.lerp(sum(others, first), self.step_size)
         self.forget()
-        self.residual = torch.where(moved.isfinite(), moved, self.residual)
+        self.residual.copy_(torch.where(moved.isfinite(), moved, self.residual))
 
     def kl(self, replicas: torch.Size) -> Tensor:
         if self.kind != "gamma":

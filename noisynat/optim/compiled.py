@@ -84,16 +84,7 @@ class CompiledStep:
         self.optimizer, self.network = optimizer, optimizer.network
         for posterior in self.network.posteriors:
             posterior.keep_shapes()
-        options: dict[str, Any] = {"guard_filter_fn": may_change}
-        if backend == "inductor":
-            options["size_asserts"] = False  # which ask again what shapes tensors have
-        self._compiled = torch.compile(
-            _pass_and_move,
-            fullgraph=True,
-            dynamic=False,
-            backend=backend,
-            options=options,
-        )
+        self._compiled = {False: _compiled(_pass_and_move, backend), True: _compiled(_pass_and_feed, backend)}
         self._plans: dict[_Kind, _Plan] = {}
         self._last: dict[bool, _Kind] = {}  # of the steps that feed the curvature, and of the others
         self._seen: Counter[_Kind] = Counter()
@@ -169,13 +160,13 @@ class CompiledStep:
         failures = (FailOnRecompileLimitHit, TorchDynamoException)
         if kind in self._ready:
             try:
-                return self._compiled(*arguments)
+                return self._compiled[kind.feeds](*arguments)
             except failures:  # something has changed, and compiling anew takes the setting below
                 pass
         try:
             with config.patch(trace_autograd_ops=True, recompile_limit=_LIMIT), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's compiler, at itself
-                result: tuple[Tensor, Statistics] = self._compiled(*arguments)
+                result = self._compiled[kind.feeds](*arguments)
         except failures as error:
             warnings.warn(f"this step is not compiled, but runs as usual: {error}", stacklevel=3)
             self._refused.add(kind)
@@ -217,6 +208,13 @@ class _Numbers:
         return each
 
 
+def _compiled(step: Callable[..., Any], backend: Backend) -> Callable[..., tuple[Tensor, Statistics]]:
+    options: dict[str, Any] = {"guard_filter_fn": may_change}
+    if backend == "inductor":
+        options["size_asserts"] = False  # which ask again what shapes tensors have
+    return torch.compile(step, fullgraph=True, dynamic=False, backend=backend, options=options)
+
+
 def _pass_and_move(
     network: VariationalNetwork,
     x: Tensor,
@@ -253,3 +251,8 @@ def _pass_and_move(
     for point in points:
         point.parameter.grad = None
     return loss.detach(), statistics
+
+
+def _pass_and_feed(*arguments: Any) -> tuple[Tensor, Statistics]:
+    """The same where statistics are taken: PyTorch finds compiled code of a function sooner if there is less of it."""
+    return _pass_and_move(*arguments)

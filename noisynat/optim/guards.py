@@ -18,7 +18,7 @@ _OF_CODE = ("BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "DUPLICATE_INPUT", 
 _OF_LIBRARIES = re.compile(
     r"(dict\()?G\['(?!__import_)|(dict\()?G\['__import_(noisynat|torch|inspect|contextlib)(_dot_|'])"
 )
-_OF_THIS_LIBRARY = re.compile(r"(dict\()?G\['__import_noisynat(_dot_|'])")
+_OF_OURS_OR_PYTHON = re.compile(r"(dict\()?G\['(__import_noisynat(_dot_|')|__builtins_dict__)")
 _TOLD_BY_NAME = ("CONSTANT_MATCH", "EQUALS_MATCH", "TYPE_MATCH")  # whose answer is the value, or its class
 _DEFAULTS = re.compile(r"\.__(kw)?defaults__")
 _OF_A_CLASS = re.compile(r"dict\(type\((.+?)\)\.(__dict__|__mro__)")
@@ -42,7 +42,8 @@ def _is_fixed(guard: GuardFilterEntry, classes: Mapping[str, type]) -> bool:
     if of_class := _OF_A_CLASS.match(guard.name):
         return _is_of(("noisynat", "torch"), classes.get(of_class[1]))
     if guard.is_global and _OF_LIBRARIES.match(guard.name):
-        return guard.guard_type in _OF_CODE or bool(_OF_THIS_LIBRARY.match(guard.name) or _DEFAULTS.search(guard.name))
+        constant = _OF_OURS_OR_PYTHON.match(guard.name) or _DEFAULTS.search(guard.name)
+        return guard.guard_type in _OF_CODE or constant is not None
     return False
 
 
