@@ -244,11 +244,11 @@ def _pass_and_move(
         network.likelihood.observe(outcome.f, outcome.y)
         network.likelihood.natural_step()
         statistics = outcome.statistics
-        if statistics and means[0].decay is not None:
+        if statistics and any(move.decay is not None for move in means):
             network.accumulate(statistics)
             statistics = []
             for move in means:
-                assert move.decay is not None
+                assert move.decay is not None  # of one, so of all
                 move.posterior.curvature.commit(move.decay)
     for move in means:
         for layer in move.posterior.layers:

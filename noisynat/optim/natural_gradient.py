@@ -181,9 +181,12 @@ class NaturalGradient(Optimizer):
         return [self._group_of(posterior)["betas"][1] ** passed for posterior in self.posteriors]
 
     def prepare(self, examples: int) -> None:
-        """Make ready what a compiled step of a batch of so many examples uses."""
-        for posterior in self.posteriors:
-            posterior.prepare_step(self._group_of(posterior)["damping"], examples)
+        """Make ready what a compiled step of a batch of so many examples uses, also of layers that are not moved."""
+        moved = self.posteriors
+        for posterior in self.network.posteriors:
+            assert isinstance(posterior, NaturalPosterior)
+            damping = self._group_of(posterior)["damping"] if posterior in moved else 0.0
+            posterior.prepare_step(damping, examples)
 
     def finish_step(self) -> None:
         """Blend in statistics that wait, factorize if it is time to, and ask for statistics if it is."""

@@ -139,6 +139,21 @@ def test_point_estimates_are_moved_too() -> None:
     check_equal("gamma", "eager", net=net)
 
 
+def test_point_estimates_alone_can_be_moved() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 1))
+    (bnn, _), (other, _) = make(net=net), make(net=net)
+    optimizers = [
+        noisynat.NoisyKFAC(network, param_groups=[{"params": network.point_estimates()}], lr=0.01)
+        for network in (bnn, other)
+    ]
+    step = noisynat.CompiledStep(optimizers[1], backend="eager")
+    for x, y in batches("gamma", None, 8):
+        torch.testing.assert_close(step(x, y), usual(bnn, optimizers[0], x, y), rtol=1e-8, atol=1e-8)
+    assert step._ready
+    for mine, expected in zip(other.point_estimates(), bnn.point_estimates(), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
 class Counter:
     """A backend that generates no code, and counts."""
 
