@@ -55,6 +55,7 @@ class Contender:
         build: makes a trainer of a network on a device.
         module: that must be importable.
         distribution: that the module comes with.
+        noise: the mode of its noise.
     """
 
     name: str
@@ -63,9 +64,12 @@ class Contender:
     build: Callable[[Network, torch.device], Trainer]
     module: str = "torch"
     distribution: str = field(default="torch")
+    noise: str = "auto"
 
-    def missing(self) -> str | None:
-        """Why it cannot be measured here, if so."""
+    def missing(self, network: Network) -> str | None:
+        """Why it cannot be measured here on ``network``, if so."""
+        if self.noise == "local" and network.shares_weights:
+            return "local noise is not a posterior sample where layers share their weight over locations"
         if find_spec(self.module) is not None:
             return None
         return f"the package {self.distribution} is not installed (extra 'peers')"
@@ -171,12 +175,18 @@ NOISES = ("local", "flipout", "shared")
 
 def _ours() -> list[Contender]:
     found = [
-        Contender(f"bbb-{noise}", f"Bayes by Backprop, {noise} noise", "noisynat", partial(_mean_field, noise=noise))
+        Contender(
+            f"bbb-{noise}",
+            f"Bayes by Backprop, {noise} noise",
+            "noisynat",
+            partial(_mean_field, noise=noise),
+            noise=noise,
+        )
         for noise in ("auto", *NOISES)
     ]
 
-    def add(name: str, title: str, **options: Any) -> None:
-        found.append(Contender(name, title, "noisynat", partial(_natural, **options)))
+    def add(name: str, title: str, noise: str = "auto", **options: Any) -> None:
+        found.append(Contender(name, title, "noisynat", partial(_natural, noise=noise, **options), noise=noise))
 
     for name, (title, structure) in _STRUCTURES.items():
         add(name, title, structure=structure)

@@ -69,7 +69,7 @@ def entrants(
     skipped: list[dict[str, str]] = []
     for contender in contenders:
         try:
-            if (reason := contender.missing()) is not None:
+            if (reason := contender.missing(network)) is not None:
                 raise ImportError(reason)
             peak = peak_bytes(contender.name, network, clock.device) if memory else None
             trainer = contender.build(network, clock.device)

@@ -63,6 +63,11 @@ class Network:
         """For the others: mean cross-entropy or squared error."""
         return functional.cross_entropy if self.task == "classification" else functional.mse_loss
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether a layer sees an example at several locations."""
+        return any(shape.locations > 1 for shape in self.layer_shapes())
+
     def layer_shapes(self) -> list[Shape]:
         """Of all linear and convolutional layers, in the order of a forward pass."""
         net, shapes = self.make(), []

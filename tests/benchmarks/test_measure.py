@@ -17,7 +17,7 @@ from benchmarks.contenders import CONTENDERS, IN_SWEEPS, QUICK, Contender, Train
 from benchmarks.floor import Rates
 from benchmarks.machine import denormals_are_flushed, measured_rates, source_digest
 from benchmarks.measure import measure, stepper
-from benchmarks.networks import NETWORKS, SWEEPS, Network, digits, table
+from benchmarks.networks import NETWORKS, SWEEPS, Network, digits, images, table
 from benchmarks.rounds import Clock, Pace
 
 CPU = torch.device("cpu")
@@ -25,6 +25,7 @@ RATES = Rates(flops=1e9, bytes=1e9, thin=1e9, normals=1e9)
 FAST = Pace(rounds=3, turn_seconds=0.0, patience=60.0)
 SMALL = digits("small", (8, 6), batch=16)
 FEW = table("few", replicas=3)
+IMAGES = images("images", (2, 3, 10), kernel=3)
 ABSENT = replace(CONTENDERS["sgd"], name="peer-absent", kind="peer", module="absent_module", distribution="absent-dist")
 
 
@@ -36,10 +37,21 @@ def exhausted(network: Network, device: torch.device) -> Trainer:
     raise MemoryError("no room")
 
 
-@pytest.mark.parametrize("name", [name for name, c in CONTENDERS.items() if c.kind != "peer"])
-@pytest.mark.parametrize("network", [SMALL, FEW], ids=["classification", "replicas"])
+OURS = [name for name, c in CONTENDERS.items() if c.kind != "peer"]
+SLOW = "-compiled"  # to begin with, where there are convolutions
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        *((name, network) for name in OURS for network in (SMALL, FEW)),
+        *((name, IMAGES) for name in OURS if not name.endswith((SLOW, "-local"))),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_every_contender_of_ours_trains(name: str, network: Network) -> None:
     contender = CONTENDERS[name]
+    assert contender.missing(network) is None
     trainer = contender.build(network, CPU)
     parameters = [p for p in _parameters(trainer) if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
@@ -58,11 +70,19 @@ def _parameters(trainer: Trainer) -> list[Tensor]:
     return [p for module in modules if isinstance(module, torch.nn.Module) for p in module.parameters()]
 
 
+@pytest.mark.parametrize("name", [name for name in OURS if name.endswith("-local")])
+def test_local_noise_is_left_out_where_weights_are_shared(name: str) -> None:
+    found = measure(IMAGES, [CONTENDERS["adam"], CONTENDERS[name]], FAST, Clock(), RATES, report=lambda _: None)
+    assert [(skip["contender"], skip["reason"].split(",")[0]) for skip in found.skipped] == [
+        (name, "local noise is not a posterior sample where layers share their weight over locations")
+    ]
+
+
 @pytest.mark.parametrize("name", [name for name, c in CONTENDERS.items() if c.kind == "peer"])
 @pytest.mark.parametrize("network", [SMALL, FEW], ids=["classification", "regression"])
 def test_every_installed_peer_trains(name: str, network: Network) -> None:
     contender = CONTENDERS[name]
-    if (reason := contender.missing()) is not None:
+    if (reason := contender.missing(network)) is not None:
         pytest.skip(reason)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -21,7 +21,12 @@ def training_pass(mode: str, posterior: str, size: int, batch: int) -> Callable[
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, size), nn.Tanh(), nn.Linear(size, size))
     bnn = noisynat.VariationalNetwork(
-        net, noisynat.GaussianLikelihood(0.1), posterior=posterior, num_data=1000, noise=mode, seed=0  # type: ignore[arg-type]
+        net,
+        noisynat.GaussianLikelihood(0.1),
+        posterior=posterior,
+        num_data=1000,
+        noise=mode,
+        seed=0,  # type: ignore[arg-type]
     ).train()
     bnn.statistics_due = False
     x, y = torch.randn(batch, 8), torch.randn(batch, size)
