@@ -118,6 +118,9 @@ class KroneckerBasisInverse:
         basis_logdet: log |L kron R| (*batch,); zero (None) for orthogonal bases.
         make_parts: gives :attr:`parts`, for those who ask; None if v is no short sum.
         parts_vary: whether their number depends on v.
+
+    Attributes:
+        of_one_output: R diag(v) R^T (*batch, in, in) where there is one output and an R, None elsewhere.
     """
 
     variance: Tensor

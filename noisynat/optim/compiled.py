@@ -55,7 +55,8 @@ class CompiledStep:
     compiled for batches of a shape that comes twice in a row, or for the tenth time, as an epoch's smaller last one
     does; once plain and once for feeding the curvature. Factorizations run as usual. Compiling takes from some seconds
     to a minute, most of it only the first time on a machine: it pays for long trainings of small networks, or of many
-    replicas.
+    replicas. What you change between steps is followed; functions that are exchanged inside of this library or of
+    PyTorch are not.
 
     Args:
         optimizer: whose network is trained. What cannot be compiled, such as a likelihood of your own that looks at
