@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from noisynat.precision import is_reduced, passes_in
 from noisynat.random import Call
 
 _OFTEN = 10  # times that a kind of step has come
+_SMALLEST_SHARE = 4096  # numbers of a loop for which another thread is called in
 _LIMIT = 64  # of compiled kinds of networks and batches, in all of the process
 Backend = str | Callable[..., Any]
 
@@ -156,20 +158,16 @@ class CompiledStep:
         return loss.detach()
 
     def _run(self, kind: _Kind, *arguments: Any) -> tuple[Tensor, Statistics]:
-        from torch._dynamo import config
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
-        failures = (FailOnRecompileLimitHit, TorchDynamoException)
         if kind in self._ready:
             try:
                 return self._compiled[kind.feeds](*arguments)
-            except failures:  # something has changed, and compiling anew takes the setting below
+            except _failures():  # something has changed, and compiling anew takes the settings below
                 pass
         try:
-            with config.patch(trace_autograd_ops=True, recompile_limit=_LIMIT), warnings.catch_warnings():
+            with _settings(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's compiler, at itself
                 result = self._compiled[kind.feeds](*arguments)
-        except failures as error:
+        except _failures() as error:
             warnings.warn(f"this step is not compiled, but runs as usual: {error}", stacklevel=3)
             self._refused.add(kind)
             return _pass_and_move(*arguments)
@@ -218,7 +216,28 @@ def _compiled(step: Callable[..., Any], backend: Backend) -> Callable[..., tuple
     options: dict[str, Any] = {"guard_filter_fn": may_change}
     if backend == "inductor":
         options["size_asserts"] = False  # which ask again what shapes tensors have
-    return torch.compile(step, fullgraph=True, dynamic=False, backend=backend, options=options)
+        options["cpp.min_chunk_size"] = _SMALLEST_SHARE
+    return torch.compile(step, fullgraph=True, backend=backend, options=options)
+
+
+def _settings() -> AbstractContextManager[Any]:
+    """Of PyTorch's compiler, while it compiles. Shapes are constants: ``dynamic=False`` costs time in every step."""
+    from torch._dynamo import config
+
+    patch: AbstractContextManager[Any] = config.patch(
+        trace_autograd_ops=True,
+        recompile_limit=_LIMIT,
+        automatic_dynamic_shapes=False,
+        assume_static_by_default=True,
+    )
+    return patch
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What tells that a step cannot be compiled, or has to be compiled anew."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return FailOnRecompileLimitHit, TorchDynamoException
 
 
 def _pass_and_move(

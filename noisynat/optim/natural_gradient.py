@@ -154,8 +154,8 @@ class NaturalGradient(Optimizer):
 
     def mean_moves(self, paces: Sequence[Pace], decays: Sequence[Tensor] = ()) -> list[MeanMove]:
         """What moves the means, from the groups' paces, and the curvature if there are decays, one per posterior."""
-        number, moves = self._groups, []
-        for posterior, decay in zip_longest(self.posteriors, decays):
+        (number, posteriors, _), moves = self._members(), []
+        for posterior, decay in zip_longest(posteriors, decays):
             owners = [self._owner(layer) for layer in posterior.layers]
             momenta = [
                 self._state_of(owner, "momentum", like=layer.mean)[0]
@@ -167,10 +167,11 @@ class NaturalGradient(Optimizer):
 
     def point_moves(self, paces: Sequence[Pace]) -> list[PointMove]:
         """What moves the point estimates, likewise."""
-        moves = []
-        for parameter in self._point_estimates:
-            momentum, square = self._state_of(parameter, "momentum", "square")
-            moves.append(PointMove(parameter, momentum, square, paces[self._groups[id(parameter)]]))
+        number, moves = self._groups, []
+        for parameter in self.network.point_estimates():
+            if id(parameter) in number:
+                momentum, square = self._state_of(parameter, "momentum", "square")
+                moves.append(PointMove(parameter, momentum, square, paces[number[id(parameter)]]))
         return moves
 
     def decays(self) -> list[float]:
@@ -178,14 +179,15 @@ class NaturalGradient(Optimizer):
         it stands for.
         """
         passed = self.statistics_interval.at(self.steps - 1) if self._by_step else 1
-        return [self._group_of(posterior)["betas"][1] ** passed for posterior in self.posteriors]
+        number, posteriors, _ = self._members()
+        return [self._group_of(posterior, number)["betas"][1] ** passed for posterior in posteriors]
 
     def prepare(self, examples: int) -> None:
         """Make ready what a compiled step of a batch of so many examples uses, also of layers that are not moved."""
-        moved = self.posteriors
+        number, moved, _ = self._members()
         for posterior in self.network.posteriors:
             assert isinstance(posterior, NaturalPosterior)
-            damping = self._group_of(posterior)["damping"] if posterior in moved else 0.0
+            damping = self._group_of(posterior, number)["damping"] if posterior in moved else 0.0
             posterior.prepare_step(damping, examples)
 
     def finish_step(self) -> None:
@@ -283,12 +285,9 @@ class NaturalGradient(Optimizer):
             self._seen, self._found = groups, (mine, posteriors, parameters)
         return self._found
 
-    @property
-    def _point_estimates(self) -> list[nn.Parameter]:
-        return [p for p in self.network.point_estimates() if id(p) in self._groups]
-
-    def _group_of(self, posterior: NaturalPosterior) -> dict[str, Any]:
-        group: dict[str, Any] = self.param_groups[self._groups[id(self._owner(posterior.layers[0]))]]
+    def _group_of(self, posterior: NaturalPosterior, number: dict[int, int]) -> dict[str, Any]:
+        """The group of a posterior's means, by the groups' numbers."""
+        group: dict[str, Any] = self.param_groups[number[id(self._owner(posterior.layers[0]))]]
         return group
 
     def _request_statistics(self) -> None:
