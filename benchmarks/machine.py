@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,8 @@ from experiments import records
 
 _COLUMNS = 32  # of thin matrices
 _REPEATS = 5
+_HANDOVERS = 50
+_FOR_ONE_THREAD = 2**15  # numbers
 _SOURCES = (Path(noisynat.__file__).parent, Path(__file__).parent)
 
 
@@ -62,6 +65,26 @@ def measured_rates(clock: Clock, dtype: torch.dtype = torch.float32, side: int =
             thin=2 * half * thin.numel() / best(multiply_thin),
             normals=numbers.numel() / best(draw),
         )
+
+
+def handover_seconds() -> float | None:
+    """What it takes until a second thread has taken over a part of an operation, None with a single thread.
+
+    Virtual machines are moved between cores that share a cache and cores that do not, at any time; short operations in
+    several threads then take longer, and what one thread does alone does not.
+    """
+    if torch.get_num_threads() == 1:
+        return None
+    shared = torch.empty(_FOR_ONE_THREAD * torch.get_num_threads())
+    alone = torch.empty(_FOR_ONE_THREAD - 1)  # PyTorch calls in others from this number on
+
+    def seconds(numbers: torch.Tensor) -> float:
+        started = time.perf_counter()
+        for _ in range(_HANDOVERS):
+            numbers.fill_(1.0)
+        return (time.perf_counter() - started) / _HANDOVERS
+
+    return min(seconds(shared) for _ in range(_REPEATS)) - min(seconds(alone) for _ in range(_REPEATS))
 
 
 def provenance(module: str, device: torch.device, packages: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import floor
 from benchmarks.contenders import Contender, Trainer
 from benchmarks.floor import Rates
+from benchmarks.machine import handover_seconds
 from benchmarks.memory import OutOfMemory, peak_bytes
 from benchmarks.networks import Network
 from benchmarks.rounds import Clock, Pace, TooSlowError, Turn, interleaved, ratios, spread, warmed_up
@@ -25,15 +26,18 @@ class Measured:
     Args:
         rows: a dictionary per network and contender.
         skipped: those that were not measured: network, contender and reason.
+        handover: before every round, how long threads take to work together, in seconds; empty with a single one.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    handover: list[float] = field(default_factory=list)
 
     def extend(self, other: Measured) -> None:
         """Take in what another measurement found."""
         self.rows += other.rows
         self.skipped += other.skipped
+        self.handover += other.handover
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,15 @@ def measure(
         warnings.simplefilter("ignore")  # of the peers' packages
         ready, skipped = entrants(network, contenders, pace, clock, memory=memory)
         report(f"  {network.title}: {len(ready)} contenders")
-        times = interleaved({name: entrant.turn for name, entrant in ready.items()}, pace, clock)
-    return Measured([_row(entrant, network, times, rates) | {"size": size} for entrant in ready.values()], skipped)
+        handover: list[float | None] = []
+        times = interleaved(
+            {name: entrant.turn for name, entrant in ready.items()},
+            pace,
+            clock,
+            before_round=lambda: handover.append(handover_seconds()),
+        )
+    rows = [_row(entrant, network, times, rates) | {"size": size} for entrant in ready.values()]
+    return Measured(rows, skipped, [seconds for seconds in handover if seconds is not None])
 
 
 def stepper(trainer: Trainer, contender: Contender, network: Network, clock: Clock) -> Callable[[], object]:

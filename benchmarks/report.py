@@ -35,6 +35,9 @@ def markdown(parts: Mapping[str, Section]) -> str:
         if rows:
             write = _network if name in NETWORKS else _sweep if name in SWEEPS else _OTHERS[name]
             lines += ["", *write(name, rows)]
+        if handover := section.get("handover"):
+            low, high = (1e6 * seconds for seconds in (min(handover), max(handover)))
+            lines += ["", f"Until a second thread had taken over, {low:.1f} to {high:.1f} µs passed, by rounds."]
         if section["skipped"]:
             lines += ["", f"Left out of {name}:", ""]
             lines += [f"- {skip['contender']} ({skip['network']}): {skip['reason']}" for skip in section["skipped"]]

@@ -104,7 +104,9 @@ def warmed_up(step: Callable[[], object], cycle: int, pace: Pace, clock: Clock, 
     return Turn(step, steps_per_turn(cycle, sum(spent[first:]) / steps, pace.turn_seconds))
 
 
-def interleaved(turns: Mapping[str, Turn], pace: Pace, clock: Clock, seed: int = 0) -> dict[str, list[float]]:
+def interleaved(
+    turns: Mapping[str, Turn], pace: Pace, clock: Clock, seed: int = 0, *, before_round: Callable[[], object] = bool
+) -> dict[str, list[float]]:
     """Seconds per step of every contender in every round; each round has its own order of them.
 
     Args:
@@ -112,12 +114,14 @@ def interleaved(turns: Mapping[str, Turn], pace: Pace, clock: Clock, seed: int =
         pace: its rounds, fewer where they would last longer than its patience, but at least one.
         clock: of the device.
         seed: of the orders.
+        before_round: is called before every round; nothing by default.
     """
     order, times = random.Random(seed), {name: list[float]() for name in turns}
     started = time.perf_counter()
     for index in range(pace.rounds):
         if index and time.perf_counter() - started > pace.patience:
             break
+        before_round()
         for name in order.sample(list(turns), len(turns)):
             times[name].append(clock.seconds(turns[name]) / turns[name].steps)
     return times

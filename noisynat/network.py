@@ -156,8 +156,7 @@ class VariationalNetwork(nn.Module):
         self.likelihood.bind(self.num_data, self.replicas, mean.dtype)
         self.likelihood.to(mean.device)
         self._install_posteriors(posterior, self._priors(prior), noise, initial_precision)
-        self.statistics_due = False  # set by an optimizer: whether the next loss feeds the curvature
-        self.statistics_examples: int | None = None  # likewise: how many of a batch do, at most
+        self.statistics_examples: int | None = None  # set by an optimizer: how many of a batch feed the curvature
         self.fisher: fisher.FisherKind | None = None
 
     def _install_posteriors(
@@ -273,6 +272,11 @@ class VariationalNetwork(nn.Module):
         """Whether a layer has more than 256 inputs, the bias's constant counted, or outputs: some work is then rare."""
         return any(is_wide(layer.matrix_shape[1:]) for layer in self.layers)
 
+    @property
+    def statistics_due(self) -> bool:
+        """Whether the next loss feeds a posterior's curvature, as its optimizer asks for."""
+        return passes.are_due(self.posteriors)
+
     def coverage(self) -> Coverage:
         """A row per parameter of the original network: posterior or point estimate."""
         return coverage(self.net, self.structure, self.replicas)
@@ -332,7 +336,7 @@ class VariationalNetwork(nn.Module):
 
     def training_pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Outcome]:
         """The loss (*replicas,) of finite inputs and targets, and what else the pass tells."""
-        feed = torch.is_grad_enabled() and self.is_natural and self.statistics_due
+        feed = torch.is_grad_enabled() and self.statistics_due
         with ExitStack() as stack:
             if torch.is_grad_enabled() and self.training:
                 stack.enter_context(self.training_stream.antithetic(x.device))

@@ -83,13 +83,19 @@ def statistics_of_pass(
     return _joined(layers, records, fisher.layer_gradients(f, [use.outputs for use in uses], columns), first)
 
 
+def are_due(posteriors: Sequence[Posterior]) -> bool:
+    """Whether the next loss feeds the curvature of one of them."""
+    return any(isinstance(one, NaturalPosterior) and one.curvature.statistics_due for one in posteriors)
+
+
 def feed(posteriors: Sequence[Posterior], statistics: Statistics) -> None:
-    """Give statistics, of one posterior's layers after the other's, to the posteriors."""
+    """Give statistics, of one posterior's layers after the other's, to those posteriors for which they are due."""
     rest = iter(statistics)
     for posterior in posteriors:
         assert isinstance(posterior, NaturalPosterior)
         chosen = [next(rest) for _ in posterior.layers]
-        posterior.accumulate([a for a, _ in chosen], [g for _, g in chosen])
+        if posterior.curvature.statistics_due:
+            posterior.accumulate([a for a, _ in chosen], [g for _, g in chosen])
 
 
 class AttachedGradients(torch.autograd.Function):

@@ -61,6 +61,7 @@ class Curvature(ABC):
         }
         self.skipped = torch.zeros(self.batch_shape, dtype=torch.int64, device=device)
         self.failures = torch.zeros(self.batch_shape, dtype=torch.int64, device=device)
+        self.statistics_due = False  # whether the next loss's batch is to be accumulated; set by an optimizer
         self.prepared: dict[str, Tensor] = {}
         self._step_inverse: DampedInverse | None = None
         self._step_damping = 0.0

@@ -249,8 +249,7 @@ class _Mirror:
     def __init__(self, net: nn.Module, likelihood: Likelihood, seed: int) -> None:
         self.stream = RandomStream(seed)
         self.net, self.likelihood = net, likelihood
-        self.statistics_due = False  # set by the optimizer, as the next two
-        self.statistics_examples: int | None = None
+        self.statistics_examples: int | None = None  # set by the optimizer, as the next
         self.fisher: FisherKind | None = None
         modules = convertible(net)
         if not modules:
@@ -277,6 +276,11 @@ class _Mirror:
     def is_wide(self) -> bool:
         """Whether some layer's factors are large."""
         return any(is_wide(layer.matrix_shape[1:]) for layer in self.layers)
+
+    @property
+    def statistics_due(self) -> bool:
+        """Whether the next pass feeds the curvature."""
+        return passes.are_due(self.posteriors)
 
     def module_of(self, layer: VariationalLayer) -> Convertible:
         """The ordinary layer that one of :attr:`layers` stands for."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from noisynat import passes
 from noisynat.curvature.fisher import FISHER_KINDS, FisherKind
 from noisynat.layers.base import VariationalLayer
 from noisynat.likelihoods.base import Likelihood
@@ -37,9 +38,8 @@ class Trained(Protocol):
     """What an optimizer asks of a network."""
 
     likelihood: Likelihood
-    statistics_due: bool
-    """Whether the next loss feeds the curvature; set by the optimizer, as the next two."""
     statistics_examples: int | None
+    """How many of a batch feed the curvature, at most; set by the optimizer, as the next."""
     fisher: FisherKind | None
 
     @property
@@ -214,7 +214,7 @@ class NaturalGradient(Optimizer):
                 posterior.refresh()
 
     def _update_curvature(self) -> None:
-        if self.network.statistics_due:
+        if self._statistics_due:
             for posterior, decay in zip(self.posteriors, self.decays(), strict=True):
                 posterior.curvature.commit(decay)
 
@@ -266,6 +266,10 @@ class NaturalGradient(Optimizer):
         return self._members()[1]
 
     @property
+    def _statistics_due(self) -> bool:
+        return passes.are_due(self.posteriors)
+
+    @property
     def _groups(self) -> dict[int, int]:
         """The number of each parameter's group, by the parameter's id."""
         return self._members()[0]
@@ -291,11 +295,11 @@ class NaturalGradient(Optimizer):
         return group
 
     def _request_statistics(self) -> None:
-        """Tell the network whether the next step's losses feed the curvature."""
+        """Say whether the next step's losses feed the curvature, and how."""
         network, due = self.network, self.statistics_interval.is_due(self.steps)
-        if network.statistics_due != due:  # setting a module's attributes is slow
-            network.statistics_due = due
-        if network.statistics_examples != self.stats_examples:
+        for posterior in self.posteriors:
+            posterior.curvature.statistics_due = due
+        if network.statistics_examples != self.stats_examples:  # setting a module's attributes is slow
             network.statistics_examples = self.stats_examples
         if network.fisher != self.fisher:
             network.fisher = self.fisher
@@ -308,7 +312,7 @@ class NaturalGradient(Optimizer):
     def _check_ready(self) -> None:
         if all(parameter.grad is None for parameter in self.parameters):
             raise RuntimeError("step() found no gradients; call loss = network.loss(x, y) and loss.backward() first")
-        if self.network.statistics_due and not all(p.curvature.has_pending for p in self.posteriors):
+        if self._statistics_due and not all(p.curvature.has_pending for p in self.posteriors):
             raise RuntimeError(
                 "step() found no curvature statistics; back-propagate the result of network.loss(x, y), which records "
                 "them, rather than a loss of your own"

@@ -15,7 +15,7 @@ import noisynat
 from benchmarks import memorized, memory
 from benchmarks.contenders import CONTENDERS, IN_SWEEPS, QUICK, Contender, Trainer
 from benchmarks.floor import Rates
-from benchmarks.machine import denormals_are_flushed, measured_rates, source_digest
+from benchmarks.machine import denormals_are_flushed, handover_seconds, measured_rates, source_digest
 from benchmarks.measure import measure, stepper
 from benchmarks.networks import NETWORKS, SWEEPS, Network, digits, images, table
 from benchmarks.rounds import Clock, Pace
@@ -218,6 +218,19 @@ def test_rates_are_those_of_the_work_by_hand(monkeypatch: pytest.MonkeyPatch) ->
     assert rates.bytes == 2 * 8 * 16**2 * 4 / 0.5
     assert rates.thin == 2 * 8 * 8 * 16 / 0.5  # a matrix of 16 columns has no 32
     assert rates.normals == 8 * 8 / 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_only_a_second_thread_has_to_take_over(count: int) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        seconds = handover_seconds()
+        found = measure(FEW, [CONTENDERS[name] for name in ("adam", "sgd")], FAST, Clock(), RATES)
+    finally:
+        torch.set_num_threads(threads)
+    assert (seconds is None) == (count == 1)
+    assert len(found.handover) == (FAST.rounds if count > 1 else 0)
 
 
 def test_the_digest_changes_with_any_module(tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def test_one_that_is_too_slow_is_given_up_before_its_cycle_is_over() -> None:
     assert next(steps) == 3
 
 
+def test_something_else_is_done_before_every_round() -> None:
+    order: list[str] = []
+    interleaved({"a": Turn(lambda: order.append("a"), 2)}, PACE, FakeClock(), before_round=lambda: order.append("-"))
+    assert order == ["-", "a", "a"] * PACE.rounds
+
+
 def test_no_round_begins_once_patience_is_over() -> None:
     assert len(interleaved({"a": Turn(lambda: None, 1)}, Pace(9, 0.0, patience=0.0), Clock())["a"]) == 1
 

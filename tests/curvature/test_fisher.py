@@ -52,7 +52,9 @@ def averages(
     network = VariationalNetwork(
         module, GaussianLikelihood(NOISE), posterior=structure, num_data=10, initial_precision=0.0, seed=0
     ).eval()
-    network.statistics_due, network.fisher = True, kind
+    network.fisher = kind
+    for posterior in network.posteriors:
+        posterior.curvature.statistics_due = True
     (loss_scale * network.loss(x, y)).backward()
     result = []
     for posterior in network.posteriors:

@@ -26,7 +26,8 @@ def network(structure: Any, replicas: Any, *, bias: bool = True, outputs: int = 
         optimizer.zero_grad()
         bnn.loss(torch.randn(7, 4).double(), torch.randn(7, outputs).double()).backward()
         optimizer.step()
-    bnn.statistics_due = False
+    for posterior in bnn.posteriors:
+        posterior.curvature.statistics_due = False
     return bnn
 
 

@@ -182,6 +182,37 @@ def test_param_groups_leave_other_layers_alone() -> None:
     assert torch.equal(bnn.layers[0].mean, before)
 
 
+def test_statistics_of_layers_that_no_optimizer_moves_do_not_pile_up() -> None:
+    bnn = make()
+    still, moved = (posterior.curvature for posterior in bnn.posteriors)
+    before = [curvature.averages["A"].value.clone() for curvature in (still, moved)]
+    run(noisynat.NoisyKFAC(bnn, param_groups=[{"params": [bnn.layers[1].mean]}]), 6)
+    assert not still.has_pending
+    assert torch.equal(still.averages["A"].value, before[0])
+    assert not torch.equal(moved.averages["A"].value, before[1])
+
+
+def test_optimizers_of_different_layers_step_in_turn_each_at_its_own_interval() -> None:
+    bnn = make()
+    optimizers = [
+        noisynat.NoisyKFAC(bnn, param_groups=[{"params": [layer.mean]}], stats_every=every)
+        for layer, every in zip(bnn.layers, (1, 3), strict=True)
+    ]
+    averages = [posterior.curvature.averages["A"] for posterior in bnn.posteriors]
+    took: list[list[int]] = [[], []]
+    for step in range(7):
+        before = [average.value.clone() for average in averages]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        bnn.loss(*data()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        for steps, average, old in zip(took, averages, before, strict=True):
+            if not torch.equal(average.value, old):
+                steps.append(step)
+    assert took == [[0, 1, 2, 3, 4, 5, 6], [0, 3, 6]]
+
+
 def test_param_groups_take_only_the_networks_parameters() -> None:
     with pytest.raises(ValueError, match="neither a mean nor a point estimate"):
         noisynat.NoisyKFAC(make(), param_groups=[{"params": [nn.Parameter(torch.zeros(2))]}])

@@ -35,9 +35,9 @@ def test_quadratic_loss_is_exact_for_a_linear_gaussian_model(structure: str, kl_
         nn.Linear(IN - 1, OUT).double(), GaussianLikelihood(0.5), GaussianPrior(ETA), structure,
         num_data=NUM_DATA, kl_weight=kl_weight, initial_precision=0.0, seed=0,
     ).eval()  # fmt: skip
-    network.statistics_due = True
-    network.loss(x, y).backward()
     posterior, mean = only_posterior(network), network.layers[0].mean.detach()
+    posterior.curvature.statistics_due = True
+    network.loss(x, y).backward()
     posterior.curvature.commit(0.0)
     posterior.refresh()
     (deviations,), norms = posterior.draw_deviations((50,), RandomStream(0))

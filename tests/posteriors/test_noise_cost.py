@@ -28,7 +28,6 @@ def training_pass(mode: str, posterior: str, size: int, batch: int) -> Callable[
         noise=mode,  # type: ignore[arg-type]
         seed=0,
     ).train()
-    bnn.statistics_due = False
     x, y = torch.randn(batch, 8), torch.randn(batch, size)
     return lambda: bnn.loss(x, y).backward()
 
