@@ -106,6 +106,9 @@ class NaturalGradient(Optimizer):
         self._found: tuple[dict[int, int], list[NaturalPosterior], list[nn.Parameter]] = {}, [], []
         super().__init__(param_groups, {"lr": lr, "betas": tuple(betas), "damping": damping, "steps": 0})
         self._check_groups()
+        for posterior in network.posteriors:
+            if isinstance(posterior, NaturalPosterior):
+                posterior.curvature.statistics_due = False  # an optimizer of before that is still in use asks again
         self._request_statistics()
 
     # --- the step ---------------------------------------------------------------------------------
@@ -200,6 +203,7 @@ class NaturalGradient(Optimizer):
         """Forget gradients, and statistics of losses that were back-propagated since the last step."""
         super().zero_grad(set_to_none)
         self.forget()
+        self._request_statistics()
 
     def forget(self) -> None:
         """Forget statistics of losses that were back-propagated since the last step."""

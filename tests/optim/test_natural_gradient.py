@@ -182,8 +182,12 @@ def test_param_groups_leave_other_layers_alone() -> None:
     assert torch.equal(bnn.layers[0].mean, before)
 
 
-def test_statistics_of_layers_that_no_optimizer_moves_do_not_pile_up() -> None:
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_statistics_of_layers_that_no_optimizer_moves_do_not_pile_up(trained_before: bool) -> None:
     bnn = make()
+    if trained_before:
+        whole = noisynat.NoisyKFAC(bnn, stats_every=1)
+        run(whole, 2)  # and waits for more
     still, moved = (posterior.curvature for posterior in bnn.posteriors)
     before = [curvature.averages["A"].value.clone() for curvature in (still, moved)]
     run(noisynat.NoisyKFAC(bnn, param_groups=[{"params": [bnn.layers[1].mean]}]), 6)
