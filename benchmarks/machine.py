@@ -19,8 +19,8 @@ from experiments import records
 
 _COLUMNS = 32  # of thin matrices
 _REPEATS = 5
-_HANDOVERS = 50
-_FOR_ONE_THREAD = 2**15  # numbers
+_HANDOVERS = 50  # in a row
+_FOR_ONE_THREAD = 2**15  # numbers, from which on PyTorch calls in other threads
 _SOURCES = (Path(noisynat.__file__).parent, Path(__file__).parent)
 
 
@@ -70,13 +70,13 @@ def measured_rates(clock: Clock, dtype: torch.dtype = torch.float32, side: int =
 def handover_seconds() -> float | None:
     """What it takes until a second thread has taken over a part of an operation, None with a single thread.
 
-    Virtual machines are moved between cores that share a cache and cores that do not, at any time; short operations in
-    several threads then take longer, and what one thread does alone does not.
+    On a virtual machine it changes from one minute to the next, as if its cores shared a cache at times only; short
+    operations in several threads then take longer, and what one thread does alone hardly does.
     """
     if torch.get_num_threads() == 1:
         return None
     shared = torch.empty(_FOR_ONE_THREAD * torch.get_num_threads())
-    alone = torch.empty(_FOR_ONE_THREAD - 1)  # PyTorch calls in others from this number on
+    alone = torch.empty(_FOR_ONE_THREAD - 1)
 
     def seconds(numbers: torch.Tensor) -> float:
         started = time.perf_counter()

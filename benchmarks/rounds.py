@@ -105,7 +105,12 @@ def warmed_up(step: Callable[[], object], cycle: int, pace: Pace, clock: Clock, 
 
 
 def interleaved(
-    turns: Mapping[str, Turn], pace: Pace, clock: Clock, seed: int = 0, *, before_round: Callable[[], object] = bool
+    turns: Mapping[str, Turn],
+    pace: Pace,
+    clock: Clock,
+    seed: int = 0,
+    *,
+    before_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds per step of every contender in every round; each round has its own order of them.
 
@@ -114,7 +119,7 @@ def interleaved(
         pace: its rounds, fewer where they would last longer than its patience, but at least one.
         clock: of the device.
         seed: of the orders.
-        before_round: is called before every round; nothing by default.
+        before_round: is called before every round.
     """
     order, times = random.Random(seed), {name: list[float]() for name in turns}
     started = time.perf_counter()

@@ -200,7 +200,10 @@ class NaturalGradient(Optimizer):
         self._request_statistics()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget gradients, and statistics of losses that were back-propagated since the last step."""
+        """Forget gradients, and statistics of losses that were back-propagated since the last step.
+
+        What the next losses are to feed is said anew, as an optimizer that was made later may have ended it.
+        """
         super().zero_grad(set_to_none)
         self.forget()
         self._request_statistics()
